@@ -1,0 +1,85 @@
+"""What dynamo-core ships, registered through the same hooks as everybody else's parts, as import strings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynamo.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from dynamo.protocols.commands import CommandGroup
+    from dynamo.protocols.discovery import Discovery
+    from dynamo.protocols.engine import EngineFactory
+    from dynamo.protocols.planes import RequestPlane
+    from dynamo.protocols.registry import Registry
+    from dynamo.protocols.routing import WorkerFilter, WorkerPicker, WorkerScorer
+    from dynamo.protocols.scheduling import Scheduler
+
+DYNAMO_PLUGIN_API = "1.0"
+
+
+@hookimpl
+def dynamo_register_engines(engines: Registry[EngineFactory]) -> None:
+    """The reference engine and the scripted one."""
+    engines.register(
+        "reference",
+        "dynamo.reference.engine:ReferenceEngine",
+        stability="beta",
+        summary="numpy engine with paged KV; serves the demo model without any download",
+    )
+    engines.register(
+        "echo",
+        "dynamo.echo.engine:EchoEngine",
+        stability="beta",
+        summary="scripted tokens, for tests and plugin authors",
+    )
+
+
+@hookimpl
+def dynamo_register_routers(
+    filters: Registry[Callable[[], WorkerFilter]],
+    scorers: Registry[Callable[[], WorkerScorer]],
+    pickers: Registry[Callable[[], WorkerPicker]],
+) -> None:
+    """Parts of the simple router modes."""
+    filters.register("not-excluded", "dynamo.router.filters:NotExcluded", summary="workers that have not failed it")
+    filters.register("pinned", "dynamo.router.filters:Pinned", summary="the worker that the caller chose")
+    scorers.register("active-requests", "dynamo.router.scorers:ActiveRequests", summary="fewest requests in flight")
+    pickers.register("round-robin", "dynamo.router.pickers:RoundRobin", summary="one after the other")
+    pickers.register("random", "dynamo.router.pickers:Random", summary="uniformly random")
+    pickers.register("max-score", "dynamo.router.pickers:MaxScore", summary="highest score, ties at random")
+
+
+@hookimpl
+def dynamo_register_discovery_backends(backends: Registry[Callable[[str], Discovery]]) -> None:
+    """Discovery within a process, and on one machine."""
+    backends.register("memory", "dynamo.runtime.discovery.memory:MemoryDiscovery", summary="one process")
+    backends.register("file", "dynamo.runtime.discovery.file:FileDiscovery", summary="processes of one machine")
+
+
+@hookimpl
+def dynamo_register_request_planes(planes: Registry[Callable[[Mapping[str, str]], RequestPlane]]) -> None:
+    """Requests over TCP."""
+    planes.register(
+        "tcp",
+        "dynamo.runtime.request_plane.tcp:create",
+        summary="multiplexed streams over TCP or Unix sockets",
+    )
+
+
+@hookimpl
+def dynamo_register_schedulers(schedulers: Registry[Callable[[Path], Scheduler]]) -> None:
+    """Processes of this machine."""
+    schedulers.register("local", "dynamo.serve.scheduler:LocalScheduler", summary="processes on this machine")
+
+
+@hookimpl
+def dynamo_register_commands(group: CommandGroup) -> None:
+    """The commands of dynamo-core."""
+    group.add_lazy_command("serve", "dynamo.serve.command:serve", "Serve a model, or a graph file, on this machine.")
+    group.add_lazy_command("chat", "dynamo.cli.chat:chat", "Talk to any OpenAI-compatible server.")
+    group.add_lazy_command("plugins", "dynamo.cli.plugins:plugins_command", "Show what is installed and healthy.")
+    group.add_lazy_command("doctor", "dynamo.cli.doctor:doctor", "Check this machine, with a fix for each problem.")
+    group.add_lazy_command("conformance", "dynamo.testing.command:conformance", "Test a plugin against its contract.")

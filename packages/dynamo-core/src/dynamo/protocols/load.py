@@ -1,0 +1,25 @@
+"""Load of a worker, as engines report it and routers use it."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["EngineLoad"]
+
+
+class EngineLoad(msgspec.Struct, omit_defaults=True, frozen=True):
+    """One data-parallel rank at one moment."""
+
+    dp_rank: int = 0
+    waiting_requests: int = 0
+    running_requests: int = 0
+    preempted_requests: int = 0
+    """Counted since the engine started."""
+    used_kv_blocks: int = 0
+    """Blocks that running requests hold."""
+    cached_kv_blocks: int = 0
+    """Blocks that only the prefix cache holds; they can be evicted."""
+    total_kv_blocks: int = 0
+    active_prefill_tokens: int = 0
+    """Prompt tokens that are admitted and not yet computed."""
+    active_decode_blocks: int = 0

@@ -1,0 +1,1 @@
+"""The distributed runtime: discovery, planes, health, metrics and shutdown of one process."""

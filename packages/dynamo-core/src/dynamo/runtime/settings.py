@@ -1,0 +1,66 @@
+"""Settings of every process: who it is, how it finds the others and how they talk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from dynamo.config.settings import Settings, setting
+
+__all__ = ["RuntimeSettings", "default_state_directory"]
+
+
+def default_state_directory() -> str:
+    """Per user, gone after a reboot: ``$XDG_RUNTIME_DIR/dynamo``, else ``dynamo-UID`` in the temporary directory."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and Path(runtime).is_dir():
+        return str(Path(runtime) / "dynamo")
+    return str(Path(tempfile.gettempdir()) / f"dynamo-{os.getuid()}")
+
+
+class RuntimeSettings(Settings):
+    """What every process of a deployment needs to find and reach the others."""
+
+    section: ClassVar[str] = "runtime"
+
+    namespace: str = setting("dynamo", env=("DYN_NAMESPACE", "DYNAMO_NAMESPACE"))
+    """Logical deployment: processes see only their own namespace."""
+    discovery_backend: str = setting("file", env=("DYN_DISCOVERY_BACKEND",))
+    """Who serves what: a backend's name (file, memory) or its URL (file:///run/dynamo)."""
+    state_dir: str = setting("", env=("DYN_STATE_DIR",))
+    """Directory of this deployment's files on this machine; empty: one per user."""
+    request_plane: str = setting("tcp", env=("DYN_REQUEST_PLANE",))
+    """How requests travel to workers."""
+    tcp_host: str = setting("127.0.0.1", env=("DYN_TCP_RPC_HOST",), flags=("--tcp-host",))
+    """Address that this process listens on for requests of its peers, and announces."""
+    tcp_port: int = setting(0, env=("DYN_TCP_RPC_PORT",), flags=("--tcp-port",), ge=0, le=65535)
+    """Port for requests of its peers; 0 takes a free one."""
+    plane_secret: str = setting("", env=("DYN_PLANE_SECRET",), secret=True)
+    """Shared secret that the planes authenticate with."""
+    plane_secret_file: str = setting("", env=("DYN_PLANE_SECRET_FILE",))
+    """File that holds the shared secret."""
+    insecure_planes: bool = setting(False, env=("DYN_INSECURE_PLANES",))
+    """Allow planes without a secret on an address that other machines can reach."""
+    system_host: str = setting("127.0.0.1", env=("DYN_SYSTEM_HOST",))
+    """Address of the system port."""
+    system_port: int = setting(-1, env=("DYN_SYSTEM_PORT", "DYNAMO_SYSTEM_PORT"), ge=-1, le=65535)
+    """Port with /health, /live and /metrics of this process; 0 takes a free one, -1 opens none."""
+    log_level: Literal["debug", "info", "warning", "error"] = setting("info", env=("DYN_LOG", "DYN_LOG_LEVEL"))
+    """Least severity that is logged."""
+    log_format: Literal["text", "json"] = setting("text", env=("DYN_LOG_FORMAT",))
+    """Lines for people, or one JSON object per line."""
+
+    def state_directory(self) -> Path:
+        """The state directory in force."""
+        return Path(self.state_dir or default_state_directory())
+
+    def discovery_url(self) -> str:
+        """The discovery backend as a URL, for the registry of backends."""
+        name = self.discovery_backend
+        if "://" in name:
+            return name
+        if name == "file":
+            return f"file://{self.state_directory() / 'discovery'}"
+        return f"{'memory' if name == 'mem' else name}://"
