@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dynamo.hookspecs import hookspec
 
 if TYPE_CHECKING:
-    from dynamo.protocols.planes import RequestPlane
+    from dynamo.protocols.planes import PlaneOptions, RequestPlane
     from dynamo.protocols.registry import Registry
 
 __all__ = ["dynamo_register_request_planes"]
 
 
 @hookspec
-def dynamo_register_request_planes(planes: Registry[Callable[[Mapping[str, str]], RequestPlane]]) -> None:
+def dynamo_register_request_planes(planes: Registry[Callable[[PlaneOptions], RequestPlane]]) -> None:
     """Register request planes by the name that ``--request-plane`` takes.
 
-    The target gets the process environment (a mapping, so that tests need not change their own) and makes a
+    The target gets :class:`~dynamo.protocols.planes.PlaneOptions` and makes a
     :class:`~dynamo.protocols.planes.RequestPlane` that has no socket yet.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dynamo.protocols.commands import CommandGroup
     from dynamo.protocols.discovery import Discovery
     from dynamo.protocols.engine import EngineFactory
-    from dynamo.protocols.planes import RequestPlane
+    from dynamo.protocols.planes import PlaneOptions, RequestPlane
     from dynamo.protocols.registry import Registry
     from dynamo.protocols.routing import WorkerFilter, WorkerPicker, WorkerScorer
     from dynamo.protocols.scheduling import Scheduler
@@ -60,11 +60,11 @@ def dynamo_register_discovery_backends(backends: Registry[Callable[[str], Discov
 
 
 @hookimpl
-def dynamo_register_request_planes(planes: Registry[Callable[[Mapping[str, str]], RequestPlane]]) -> None:
+def dynamo_register_request_planes(planes: Registry[Callable[[PlaneOptions], RequestPlane]]) -> None:
     """Requests over TCP."""
     planes.register(
         "tcp",
-        "dynamo.runtime.request_plane.tcp:create",
+        "dynamo.runtime.request_plane.tcp:TcpRequestPlane",
         summary="multiplexed streams over TCP or Unix sockets",
     )
 

@@ -26,7 +26,7 @@ from dynamo.plugins.registry import NamedRegistry, OwnedRegistry, check_target
 if TYPE_CHECKING:
     from dynamo.protocols.discovery import Discovery
     from dynamo.protocols.engine import EngineFactory
-    from dynamo.protocols.planes import RequestPlane
+    from dynamo.protocols.planes import PlaneOptions, RequestPlane
     from dynamo.protocols.routing import WorkerFilter, WorkerPicker, WorkerScorer
     from dynamo.protocols.scheduling import Scheduler
 
@@ -84,7 +84,7 @@ class Plugins:
     discovery_backends: NamedRegistry[Callable[[str], Discovery]] = field(
         default_factory=lambda: NamedRegistry("discovery backend")
     )
-    request_planes: NamedRegistry[Callable[[Mapping[str, str]], RequestPlane]] = field(
+    request_planes: NamedRegistry[Callable[[PlaneOptions], RequestPlane]] = field(
         default_factory=lambda: NamedRegistry("request plane")
     )
     schedulers: NamedRegistry[Callable[[Path], Scheduler]] = field(default_factory=lambda: NamedRegistry("scheduler"))

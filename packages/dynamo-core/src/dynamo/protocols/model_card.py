@@ -11,9 +11,19 @@ from dynamo.errors import ConfigError
 from dynamo.protocols.engine import EngineCapabilities
 from dynamo.protocols.llm import DisaggregationMode
 
-__all__ = ["CARD_LIMIT_BYTES", "CARD_SCHEMA_VERSION", "Artifact", "ModelDeploymentCard", "ModelType"]
+__all__ = [
+    "ARTIFACTS_ENDPOINT",
+    "CARD_LIMIT_BYTES",
+    "CARD_SCHEMA_VERSION",
+    "Artifact",
+    "ArtifactRequest",
+    "ModelDeploymentCard",
+    "ModelType",
+]
 
 CARD_SCHEMA_VERSION = 1
+#: Endpoint of every worker component that answers an ArtifactRequest with the pieces of the file.
+ARTIFACTS_ENDPOINT = "artifacts"
 #: etcd refuses values above 1.5 MB and watches deliver all of them at once: cards stay small, files travel by hash.
 CARD_LIMIT_BYTES = 64 * 1024
 
@@ -25,6 +35,12 @@ class Artifact(msgspec.Struct, frozen=True):
 
     sha256: str
     size_bytes: int
+
+
+class ArtifactRequest(msgspec.Struct, frozen=True):
+    """Asks a worker for one file of its card."""
+
+    sha256: str
 
 
 class ModelDeploymentCard(msgspec.Struct, omit_defaults=True):

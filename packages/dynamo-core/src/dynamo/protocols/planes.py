@@ -1,22 +1,71 @@
 """The request plane: how a stream of responses gets from the instance that makes it to the process that asked.
 
 The hot path is callbacks, not async iterators: a frame that carries one output for each of 64 streams costs 64 plain
-calls in place of 64 queue operations and task switches. `dynamo.runtime.client` has the iterator form.
+calls in place of 64 queue operations and task switches. `dynamo.runtime.client` and `dynamo.runtime.server` have the
+iterator forms.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import msgspec
 
 from dynamo.errors import DynamoError
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.discovery import InstanceRecord
 
-__all__ = ["Handler", "PlaneServer", "PlaneStream", "RequestPlane", "ResponseSink"]
+__all__ = ["Handler", "PlaneOptions", "PlaneServer", "PlaneStream", "RequestPlane", "ResponseSink", "StreamWriter"]
 
-#: Serves one request: payload (msgpack bytes) and context in, msgpack-able items out.
-Handler: TypeAlias = Callable[[bytes, RequestContext], AsyncIterator[Any]]
+
+class PlaneOptions(msgspec.Struct, frozen=True):
+    """What a request plane is made of; `dynamo.runtime.settings` has the flags."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on and to announce; ``unix`` listens on a socket file in `state_directory`."""
+    port: int = 0
+    secret: bytes = b""
+    """Shared secret of the deployment; empty only where no other machine can connect."""
+    insecure: bool = False
+    """Allow an empty secret on an address that other machines can reach."""
+    state_directory: Path = Path()
+    max_frame_bytes: int = 32 << 20
+    max_streams: int = 16384
+    """Open streams per connection."""
+    keepalive_seconds: float = 2.0
+    """Between pings; a peer that is silent for three of them counts as lost."""
+    connect_timeout_seconds: float = 5.0
+
+
+class StreamWriter(Protocol):
+    """The serving side of one stream."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether the asking side takes more; a writer that ignores it is bounded by the peer, which resets it."""
+        ...
+
+    def send(self, item: bytes) -> None:
+        """Queue one msgpack-encoded item; leaves with everything else of this event-loop pass in one frame."""
+        ...
+
+    def end(self) -> None:
+        """The stream is complete. Nothing may follow; later calls are ignored."""
+        ...
+
+    def fail(self, error: DynamoError) -> None:
+        """The stream failed. Nothing may follow; later calls are ignored."""
+        ...
+
+    def on_writable(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once when `writable` becomes true again, or the stream has ended."""
+        ...
+
+
+#: Serves one request: payload (msgpack bytes), context, writer. Returns at once; answers through the writer.
+Handler: TypeAlias = Callable[[bytes, RequestContext, StreamWriter], None]
 
 
 class ResponseSink(Protocol):
@@ -27,11 +76,11 @@ class ResponseSink(Protocol):
         ...
 
     def on_end(self) -> None:
-        """The handler returned."""
+        """The handler ended the stream."""
         ...
 
     def on_error(self, error: DynamoError) -> None:
-        """The handler raised, or the connection was lost."""
+        """The handler failed, or the connection was lost."""
         ...
 
 
@@ -59,17 +108,17 @@ class PlaneServer(Protocol):
         """What goes into `InstanceRecord.transports`."""
         ...
 
+    @property
+    def open_streams(self) -> int:
+        """Streams that have not ended."""
+        ...
+
     def add_handler(self, endpoint: str, handler: Handler) -> None:
         """Serve `endpoint` (``component.endpoint``) with `handler`."""
         ...
 
-    async def stop_accepting(self) -> None:
+    def stop_accepting(self) -> None:
         """Refuse new streams with Draining; open ones go on."""
-        ...
-
-    @property
-    def open_streams(self) -> int:
-        """Streams that have not ended."""
         ...
 
     async def close(self) -> None:
@@ -84,14 +133,19 @@ class RequestPlane(Protocol):
         """Start listening.
 
         Raises:
+            ConfigError: the address is open to other machines and there is no secret.
             CannotConnect: the address cannot be bound.
         """
         ...
 
     def send(
-        self, instance: InstanceRecord, payload: bytes, sink: ResponseSink, context: RequestContext
+        self,
+        instance: InstanceRecord,
+        payload: bytes,
+        sink: ResponseSink,
+        context: RequestContext,
     ) -> PlaneStream:
-        """Open a stream to `instance`; connects when needed. Failures arrive at the sink.
+        """Open a stream to `instance`, connecting when needed. Failures arrive at the sink.
 
         Cancelling `context` cancels the stream.
         """

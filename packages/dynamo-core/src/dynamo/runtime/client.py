@@ -1,0 +1,98 @@
+"""The asking side in iterator form, for tools and custom components; the frontend uses sinks directly."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from dynamo.errors import DynamoError, NoInstances
+from dynamo.protocols.addressing import EndpointAddress
+from dynamo.protocols.context import RequestContext
+from dynamo.protocols.discovery import InstanceRecord
+from dynamo.protocols.planes import RequestPlane
+from dynamo.runtime.instances import Instances
+
+__all__ = ["EndpointClient", "stream_items"]
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class _QueueSink:
+    """A response sink that feeds an iterator."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[list[bytes] | DynamoError | None] = asyncio.Queue()
+
+    def on_items(self, items: list[bytes]) -> None:
+        self.queue.put_nowait(items)
+
+    def on_end(self) -> None:
+        self.queue.put_nowait(None)
+
+    def on_error(self, error: DynamoError) -> None:
+        self.queue.put_nowait(error)
+
+
+async def stream_items(
+    plane: RequestPlane, instance: InstanceRecord, payload: bytes, context: RequestContext, item_type: Any = Any
+) -> AsyncIterator[Any]:
+    """Items of one request to one instance, decoded as `item_type`.
+
+    Leaving the iterator early cancels the request.
+
+    Raises:
+        DynamoError: what the instance or the connection failed with.
+    """
+    decode = msgspec.msgpack.Decoder(item_type).decode
+    sink = _QueueSink()
+    stream = plane.send(instance, payload, sink, context)
+    ended = False
+    try:
+        while True:
+            batch = await sink.queue.get()
+            if batch is None or isinstance(batch, DynamoError):
+                ended = True
+                if batch is not None:
+                    raise batch
+                return
+            for item in batch:
+                yield decode(item)
+    finally:
+        if not ended:
+            stream.cancel()
+
+
+class EndpointClient:
+    """Requests to one endpoint, spread over its instances."""
+
+    def __init__(self, address: EndpointAddress, plane: RequestPlane, instances: Instances) -> None:
+        self.address = address
+        self._plane = plane
+        self._instances = instances
+        self._turn = itertools.count()
+
+    def instances(self) -> list[InstanceRecord]:
+        """Who serves the endpoint now, in a stable order."""
+        found = [record for record in self._instances.all() if record.address == self.address]
+        return sorted(found, key=lambda record: record.instance_id)
+
+    def round_robin(self, request: Any, context: RequestContext, item_type: Any = Any) -> AsyncIterator[Any]:
+        """Send `request` to the next instance.
+
+        Raises:
+            NoInstances: nobody serves the endpoint.
+        """
+        found = self.instances()
+        if not found:
+            raise NoInstances(f"nobody serves {self.address}", retry_after_seconds=1)
+        return self.direct(found[next(self._turn) % len(found)], request, context, item_type)
+
+    def direct(
+        self, instance: InstanceRecord, request: Any, context: RequestContext, item_type: Any = Any
+    ) -> AsyncIterator[Any]:
+        """Send `request` to `instance`."""
+        return stream_items(self._plane, instance, _encode(request), context, item_type)

@@ -1,0 +1,217 @@
+"""DistributedRuntime: what one process of a deployment owns, and the way it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from typing_extensions import Self
+
+from dynamo.errors import ConfigError, DynamoError
+from dynamo.protocols.addressing import EndpointAddress, InstanceId, new_instance_id
+from dynamo.protocols.discovery import Discovery, InstanceRecord
+from dynamo.protocols.model_card import ModelDeploymentCard
+from dynamo.protocols.planes import Handler, PlaneOptions, PlaneServer, RequestPlane
+from dynamo.runtime.client import EndpointClient
+from dynamo.runtime.discovery import create_discovery
+from dynamo.runtime.health import Health, serve_system_port
+from dynamo.runtime.http import HttpServer
+from dynamo.runtime.instances import Instances
+from dynamo.runtime.request_plane import create_request_plane
+from dynamo.runtime.settings import RuntimeSettings
+from dynamo.runtime.telemetry import configure_logging
+
+__all__ = ["EXIT_CONFIG", "DistributedRuntime", "run_process"]
+
+logger = logging.getLogger(__name__)
+
+#: Exit status of a process that would fail the same way again (sysexits.h: EX_CONFIG); schedulers do not restart it.
+EXIT_CONFIG = 78
+
+
+class DistributedRuntime:
+    """Discovery, request plane, health, metrics and the system port of this process.
+
+    ::
+
+        async with DistributedRuntime(settings) as runtime:
+            await runtime.serve_endpoint(EndpointAddress.parse("dyn://ns.worker.generate"), handler)
+            await runtime.stopping.wait()
+    """
+
+    def __init__(self, settings: RuntimeSettings) -> None:
+        self.settings = settings
+        self.instance_id: InstanceId = new_instance_id()
+        self.health = Health()
+        self.metrics = CollectorRegistry()
+        self.stopping = asyncio.Event()
+        self.discovery: Discovery = create_discovery(settings.discovery_url())
+        self.request_plane: RequestPlane = create_request_plane(settings.request_plane, _plane_options(settings))
+        self.instances = Instances(self.discovery, settings.namespace)
+        self.system_server: HttpServer | None = None
+        self._plane_server: PlaneServer | None = None
+        self._records: list[InstanceRecord] = []
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def start(self) -> None:
+        """Connect to discovery and open the system port.
+
+        Raises:
+            DiscoveryError: the backend cannot be reached.
+            CannotConnect: the system port is taken.
+        """
+        await self.discovery.start()
+        self.instances.start()
+        if self.settings.system_port >= 0:
+            self.system_server = await serve_system_port(
+                self.settings.system_host, self.settings.system_port, self.health, self.metrics
+            )
+
+    async def serve_endpoint(
+        self,
+        address: EndpointAddress,
+        handler: Handler,
+        *,
+        card: ModelDeploymentCard | None = None,
+        metadata: Mapping[str, str] | None = None,
+        announce: bool = True,
+    ) -> InstanceRecord:
+        """Serve `address` with `handler`, and announce it unless told otherwise.
+
+        Raises:
+            CannotConnect: no port can be bound.
+            DiscoveryError: the announcement failed.
+        """
+        server = await self._listen()
+        server.add_handler(f"{address.component}.{address.endpoint}", handler)
+        record = InstanceRecord(
+            *address,
+            instance_id=self.instance_id,
+            transports={self.settings.request_plane: server.address},
+            card=card,
+            metadata=dict(metadata or {}),
+        )
+        if announce:
+            await self.announce(record)
+        return record
+
+    async def announce(self, record: InstanceRecord) -> None:
+        """Publish or update `record`."""
+        await self.discovery.register(record)
+        self._records = [known for known in self._records if known.address != record.address] + [record]
+
+    async def withdraw(self) -> None:
+        """Take this process out of discovery: no new requests are routed to it."""
+        records, self._records = self._records, []
+        for record in records:
+            try:
+                await self.discovery.unregister(record)
+            except DynamoError as error:
+                logger.warning("cannot withdraw %s: %s", record.address, error.message)
+
+    async def drain(self, grace_seconds: float) -> bool:
+        """Withdraw, refuse new streams and wait for the open ones; whether all ended in time."""
+        await self.withdraw()
+        server = self._plane_server
+        if server is None:
+            return True
+        server.stop_accepting()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_seconds
+        while server.open_streams and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        return server.open_streams == 0
+
+    def client(self, address: EndpointAddress) -> EndpointClient:
+        """Requests to `address`, by iterator."""
+        return EndpointClient(address, self.request_plane, self.instances)
+
+    async def close(self) -> None:
+        """Withdraw and close everything. Idempotent."""
+        self.stopping.set()
+        await self.withdraw()
+        await self.instances.close()
+        await self.request_plane.close()
+        await self.discovery.close()
+        if self.system_server is not None:
+            await self.system_server.close()
+
+    async def _listen(self) -> PlaneServer:
+        if self._plane_server is None:
+            self._plane_server = await self.request_plane.serve(self.instance_id)
+        return self._plane_server
+
+
+def run_process(settings: RuntimeSettings, body: Callable[[DistributedRuntime], Awaitable[None]]) -> None:
+    """Run one process: logging, event loop, signals; exits with a status that a scheduler understands.
+
+    SIGTERM and SIGINT set ``runtime.stopping``; a second one ends the process at once.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        _run_loop(_main(settings, body))
+    except ConfigError as error:
+        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_CONFIG)
+    except DynamoError as error:
+        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+
+
+async def _main(settings: RuntimeSettings, body: Callable[[DistributedRuntime], Awaitable[None]]) -> None:
+    loop = asyncio.get_running_loop()
+    runtime = DistributedRuntime(settings)
+
+    def stop() -> None:
+        if runtime.stopping.is_set():
+            os._exit(1)
+        runtime.stopping.set()
+
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):
+            loop.add_signal_handler(signum, stop)
+    async with runtime:
+        await body(runtime)
+
+
+def _run_loop(main: Coroutine[Any, Any, None]) -> None:
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(main)
+    else:
+        uvloop.run(main)
+
+
+def _plane_options(settings: RuntimeSettings) -> PlaneOptions:
+    secret = settings.plane_secret
+    if settings.plane_secret_file:
+        try:
+            with open(settings.plane_secret_file, encoding="utf-8") as file:  # noqa: PTH123
+                secret = file.read().strip()
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the plane secret from {settings.plane_secret_file}: {error.strerror}",
+                param="plane_secret_file",
+                hint="check --plane-secret-file or DYN_PLANE_SECRET_FILE",
+            ) from error
+    return PlaneOptions(
+        host=settings.tcp_host,
+        port=settings.tcp_port,
+        secret=secret.encode(),
+        insecure=settings.insecure_planes,
+        state_directory=settings.state_directory() / "planes",
+    )

@@ -1,0 +1,70 @@
+"""The command line of a worker process: our flags are split off, the rest goes to the engine untouched."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from dynamo.config import settings_from_flags, settings_options
+from dynamo.errors import DynamoError
+from dynamo.plugins import plugins
+from dynamo.protocols.engine import EngineOptions
+from dynamo.protocols.llm import DisaggregationMode
+from dynamo.runtime.distributed import EXIT_CONFIG, DistributedRuntime, run_process
+from dynamo.runtime.settings import RuntimeSettings
+from dynamo.worker.host import Worker
+from dynamo.worker.models import is_model_id, resolve_model
+from dynamo.worker.settings import WorkerSettings
+
+__all__ = ["run"]
+
+
+def run(backend: str | None, argv: Sequence[str] | None) -> None:
+    """Parse the command line and host the engine until the process is told to stop."""
+
+    @click.command(
+        context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True},
+        help="Host one engine as a worker. Flags that are not listed here go to the engine.",
+    )
+    @settings_options(WorkerSettings, RuntimeSettings)
+    @click.argument("engine_args", nargs=-1, type=click.UNPROCESSED)
+    def command(engine_args: tuple[str, ...], **flags: Any) -> None:
+        _serve(str(flags.pop("backend_name", None) or backend), engine_args, flags)
+
+    if backend is None:
+        command = click.option(
+            "--backend", "backend_name", required=True, help="Name of an installed engine; see `dynamo plugins`."
+        )(command)
+    command(args=list(argv) if argv is not None else None, prog_name=f"python3 -m dynamo.{backend or 'worker'}")
+
+
+def _serve(backend: str, engine_args: Sequence[str], flags: dict[str, Any]) -> None:
+    try:
+        runtime_settings = settings_from_flags(RuntimeSettings, flags)
+        settings = settings_from_flags(WorkerSettings, flags)
+        factory = plugins().engines.get(backend)
+        mode = {"agg": "aggregated"}.get(settings.disaggregation_mode, settings.disaggregation_mode)
+        engine = factory(
+            EngineOptions(
+                model=resolve_model(settings.model, revision=settings.revision) if settings.model else None,
+                served_model_name=settings.served_model_name or _model_id(settings.model),
+                mode=DisaggregationMode(mode),
+                argv=tuple(engine_args),
+            )
+        )
+    except DynamoError as error:
+        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_CONFIG)
+
+    async def body(runtime: DistributedRuntime) -> None:
+        await Worker(engine, backend, settings, runtime).run()
+
+    run_process(runtime_settings, body)
+
+
+def _model_id(model: str) -> str | None:
+    """Clients call a model from a hub by its id, not by the directory of the cache that it ends in."""
+    return model if model and is_model_id(model) else None

@@ -1,0 +1,160 @@
+"""Hosts one engine: publishes its card, serves requests, and ends with it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+
+from dynamo.errors import ConfigError, EngineShutdown, StreamIncomplete
+from dynamo.preprocessor.artifacts import collect
+from dynamo.protocols.addressing import EndpointAddress
+from dynamo.protocols.context import RequestContext
+from dynamo.protocols.engine import EngineConfig, LLMEngine
+from dynamo.protocols.llm import DisaggregationMode, LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.model_card import ARTIFACTS_ENDPOINT, ArtifactRequest, ModelDeploymentCard, ModelType
+from dynamo.runtime.distributed import DistributedRuntime
+from dynamo.runtime.server import iterator_handler
+from dynamo.worker.artifacts import ArtifactServer
+from dynamo.worker.metrics import WorkerMetrics
+from dynamo.worker.settings import WorkerSettings
+
+__all__ = ["Worker", "model_card"]
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """One engine on one endpoint, from start to drained."""
+
+    def __init__(self, engine: LLMEngine, backend: str, settings: WorkerSettings, runtime: DistributedRuntime) -> None:
+        self._engine = engine
+        self._backend = backend
+        self._settings = settings
+        self._runtime = runtime
+        self._ready = False
+        self._death: EngineShutdown | None = None
+        self._aborts: set[asyncio.Task[None]] = set()
+        self._metrics = WorkerMetrics(runtime, settings, engine)
+
+    async def run(self) -> None:
+        """Start, serve until the runtime stops, drain.
+
+        Raises:
+            ConfigError: the engine refuses its flags or its model.
+            EngineShutdown: the engine died while it was needed.
+        """
+        runtime = self._runtime
+        runtime.health.require("engine", self._engine_state)
+        started = time.monotonic()
+        try:
+            config = await self._start_or_stop()
+            if config is None:
+                return
+            await self._announce(config)
+            self._ready = True
+            logger.info(
+                "worker %s of %r is ready after %.1f s", self._backend, config.model, time.monotonic() - started
+            )
+            await runtime.stopping.wait()
+            await self._drain()
+        finally:
+            self._ready = False
+            await self._engine.cleanup()
+        if self._death is not None:
+            raise self._death
+
+    async def generate(self, request: PreprocessedRequest, context: RequestContext) -> AsyncIterator[LLMEngineOutput]:
+        """Serve one request; the only way in which it is cancelled is ``context.cancel()``."""
+        context.on_cancel(lambda: self._abort(request.request_id))
+        finished = False
+        try:
+            async for output in self._engine.generate(request, context):
+                finished = finished or output.finish_reason is not None
+                self._metrics.count_output(output)
+                yield output
+        except EngineShutdown as error:
+            self._engine_died(error)
+            raise
+        finally:
+            self._metrics.count_request(cancelled=context.cancelled)
+        if not finished:
+            raise StreamIncomplete(f"engine {self._backend} ended request {request.request_id} without a finish reason")
+
+    async def _start_or_stop(self) -> EngineConfig | None:
+        """Start the engine; None if the process was told to stop meanwhile."""
+        start = asyncio.ensure_future(self._engine.start())
+        stop = asyncio.ensure_future(self._runtime.stopping.wait())
+        await asyncio.wait({start, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not start.done():
+            start.cancel()
+            await asyncio.gather(start, return_exceptions=True)
+            return None
+        return start.result()
+
+    async def _announce(self, config: EngineConfig) -> None:
+        runtime, settings = self._runtime, self._settings
+        card = await asyncio.to_thread(model_card, config, self._backend, settings)
+        address = EndpointAddress.of(runtime.settings.namespace, settings.component, settings.endpoint)
+        if config.model_directory is not None:
+            files = ArtifactServer(config.model_directory, card.artifacts)
+            artifacts = EndpointAddress.of(runtime.settings.namespace, settings.component, ARTIFACTS_ENDPOINT)
+            await runtime.serve_endpoint(artifacts, iterator_handler(files.serve, ArtifactRequest), announce=False)
+        await runtime.serve_endpoint(address, iterator_handler(self.generate, PreprocessedRequest), card=card)
+
+    async def _drain(self) -> None:
+        grace = self._settings.drain_grace_seconds if self._death is None else 0.0
+        if not await self._runtime.drain(grace):
+            logger.warning("requests were still running %.0f s after the stop signal", grace)
+        await self._engine.drain(1.0)
+
+    def _abort(self, request_id: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._engine.abort(request_id))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+    def _engine_died(self, error: EngineShutdown) -> None:
+        if self._death is None and not self._runtime.stopping.is_set():
+            logger.error("the engine died: %s", error.message)
+            self._death = error
+            self._runtime.stopping.set()
+
+    def _engine_state(self) -> str | None:
+        if self._death is not None:
+            return self._death.message
+        return None if self._ready else "the engine is starting"
+
+
+def model_card(config: EngineConfig, backend: str, settings: WorkerSettings) -> ModelDeploymentCard:
+    """The card of a started engine. Hashes the model's text files.
+
+    Raises:
+        ConfigError: the engine has no model name, or its files cannot be read.
+    """
+    if not config.model:
+        raise ConfigError(f"engine {backend} started without a model name", hint="pass --served-model-name")
+    types: list[ModelType] = ["chat", "completions"]
+    if config.capabilities.embeddings:
+        types.append("embedding")
+    mode = {"agg": "aggregated"}.get(settings.disaggregation_mode, settings.disaggregation_mode)
+    card = ModelDeploymentCard(
+        model=config.model,
+        aliases=settings.model_aliases,
+        types=types,
+        mode=DisaggregationMode(mode),
+        context_length_tokens=config.context_length_tokens,
+        block_size_tokens=config.block_size_tokens,
+        max_batched_tokens=config.max_batched_tokens,
+        total_kv_blocks=config.total_kv_blocks,
+        dp_size=config.dp_size,
+        dtype=config.dtype,
+        backend=backend,
+        capabilities=config.capabilities,
+        tool_call_parser=settings.tool_call_parser or config.tool_call_parser,
+        reasoning_parser=settings.reasoning_parser or config.reasoning_parser,
+        artifacts=collect(config.model_directory) if config.model_directory is not None else {},
+    )
+    card.encode()
+    return card

@@ -1,0 +1,38 @@
+"""Settings of a worker process; every flag that is not here, or of the runtime, is the engine's own."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from dynamo.config.settings import Settings, setting
+
+__all__ = ["WorkerSettings"]
+
+
+class WorkerSettings(Settings):
+    """Which engine to host, under which names."""
+
+    section: ClassVar[str] = "worker"
+
+    model: str = setting("", env=("DYN_MODEL",), flags=("--model", "--model-path"))
+    """Directory or id of the model; empty: the engine's own default."""
+    served_model_name: str = setting("", env=("DYN_SERVED_MODEL_NAME",), flags=("--served-model-name", "--model-name"))
+    """Name that clients use; empty: the engine's choice."""
+    model_aliases: list[str] = setting([], env=("DYN_MODEL_ALIASES",), flags=("--model-alias",))
+    """Further names for the same model; may be given several times."""
+    revision: str = setting("", env=("DYN_MODEL_REVISION",))
+    """Branch, tag or commit of a model from a hub; empty: its default branch."""
+    component: str = setting("backend", env=("DYN_COMPONENT",))
+    """Component name of this worker in discovery."""
+    endpoint: str = setting("generate", env=("DYN_ENDPOINT_NAME",), flags=("--endpoint-name",))
+    """Endpoint name of this worker in discovery."""
+    disaggregation_mode: Literal["aggregated", "agg", "prefill", "decode"] = setting(
+        "aggregated", env=("DYN_DISAGGREGATION_MODE",)
+    )
+    """The part of a request's life that this worker takes."""
+    tool_call_parser: str = setting("", env=("DYN_TOOL_CALL_PARSER",), flags=("--dyn-tool-call-parser",))
+    """How frontends read tool calls out of this model's text; empty: as the engine says."""
+    reasoning_parser: str = setting("", env=("DYN_REASONING_PARSER",), flags=("--dyn-reasoning-parser",))
+    """How frontends read reasoning out of this model's text; empty: as the engine says."""
+    drain_grace_seconds: float = setting(30.0, env=("DYN_DRAIN_GRACE_SECONDS",), ge=0)
+    """How long running requests may go on after SIGTERM."""
