@@ -31,7 +31,7 @@ class Random:
     """A uniformly random candidate."""
 
     def __init__(self) -> None:
-        self._random = random.Random()  # noqa: S311
+        self._random = random.Random()
 
     def pick(
         self,
@@ -47,7 +47,7 @@ class MaxScore:
     """The highest score; among equals a random one, so that several routers do not herd."""
 
     def __init__(self) -> None:
-        self._random = random.Random()  # noqa: S311
+        self._random = random.Random()
 
     def pick(
         self,

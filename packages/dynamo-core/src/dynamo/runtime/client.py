@@ -16,9 +16,10 @@ from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.planes import RequestPlane
 from dynamo.runtime.instances import Instances
 
-__all__ = ["EndpointClient", "stream_items"]
+__all__ = ["EndpointClient", "encode_request", "stream_items"]
 
-_encode = msgspec.msgpack.Encoder().encode
+#: Payload of a request: msgpack.
+encode_request = msgspec.msgpack.Encoder().encode
 
 
 class _QueueSink:
@@ -95,4 +96,4 @@ class EndpointClient:
         self, instance: InstanceRecord, request: Any, context: RequestContext, item_type: Any = Any
     ) -> AsyncIterator[Any]:
         """Send `request` to `instance`."""
-        return stream_items(self._plane, instance, _encode(request), context, item_type)
+        return stream_items(self._plane, instance, encode_request(request), context, item_type)

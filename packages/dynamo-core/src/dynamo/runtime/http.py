@@ -209,7 +209,7 @@ class HttpServer:
                 param=flag,
                 hint=f"choose another one with {flag}; 0 takes a free one",
             ) from error
-        self.port = int(self._server.sockets[0].getsockname()[1])  # type: ignore[attr-defined]
+        self.port = int(self._server.sockets[0].getsockname()[1])
         return self.port
 
     def stop_accepting(self) -> None:
@@ -269,6 +269,7 @@ class _Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._body_bytes = 0
         self._head_bytes = 0
+        self._header_bytes = 0
         self._in_head = True
         self._current: Exchange | None = None
         self._waiting: deque[Exchange] = deque()
@@ -303,12 +304,13 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._refuse(InvalidRequest("protocol upgrades are not served here"))
+            # The request itself has been answered, over HTTP/1.1 as RFC 9110 allows; what follows it is not HTTP.
+            self._refused = True
         except httptools.HttpParserError as error:
             self._refuse(_cause(error) or InvalidRequest(f"malformed HTTP request: {error}"))
         else:
             if self._in_head and self._head_bytes > self._server.limits.head_bytes:
-                self._refuse(_HeadTooLarge(f"request head above {self._server.limits.head_bytes} bytes"))
+                self._refuse(self._head_too_large())
 
     def eof_received(self) -> bool:
         """Transport callback: a client that half-closes before its answer is complete has gone away."""
@@ -342,8 +344,6 @@ class _Connection(asyncio.Protocol):
         self._url = b""
         self._chunks = []
         self._body_bytes = 0
-        self._head_bytes = 0
-        self._in_head = True
         self._set_timer(self._server.limits.read_timeout_seconds)
 
     def on_url(self, url: bytes) -> None:
@@ -352,6 +352,9 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; of repeated ones the last counts, except that they are joined where HTTP says so."""
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > self._server.limits.head_bytes:
+            raise self._head_too_large()
         headers = cast("Exchange", self._incoming).headers
         key = name.decode("latin-1").lower()
         text = value.decode("latin-1")
@@ -363,7 +366,7 @@ class _Connection(asyncio.Protocol):
         self._in_head = False
         exchange.method = self._parser.get_method().decode("ascii")
         exchange.head_only = exchange.method == "HEAD"
-        exchange.keep_alive = self._parser.should_keep_alive()
+        exchange.keep_alive = self._parser.should_keep_alive() and "upgrade" not in exchange.headers
         target = httptools.parse_url(self._url)
         exchange.path = unquote((target.path or b"/").decode("latin-1"))
         exchange.query = (target.query or b"").decode("latin-1")
@@ -388,7 +391,7 @@ class _Connection(asyncio.Protocol):
         self._chunks = []
         self._incoming = None
         self._in_head = True
-        self._head_bytes = 0
+        self._head_bytes = self._header_bytes = 0
         self._set_timer(None)
         if self._current is None:
             self._serve(exchange)
@@ -441,6 +444,9 @@ class _Connection(asyncio.Protocol):
         elif self._transport is not None:
             # An answer is under way: a second one in its middle would corrupt it.
             self._transport.abort()
+
+    def _head_too_large(self) -> InvalidRequest:
+        return _HeadTooLarge(f"request head above the limit of {self._server.limits.head_bytes} bytes")
 
     def _too_large(self, path: str) -> str:
         return f"request body above the limit of {self._server.body_limit(path)} bytes"

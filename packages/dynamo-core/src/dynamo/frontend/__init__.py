@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP server: validates, templates, tokenizes, routes, detokenizes and streams."""

@@ -1,0 +1,165 @@
+"""Bodies of chat completions and completions.
+
+What is the same in every chunk of a stream is encoded once, before the first token; a token then costs the JSON of its
+text between two byte strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from dynamo.frontend.answers import ChoiceText, usage_body
+from dynamo.frontend.generation import Delta
+from dynamo.frontend.logprobs import chat_logprobs, completion_logprobs
+from dynamo.preprocessor.tokenizer import Tokenizer
+from dynamo.protocols.llm import TokenLogprob, Usage
+
+__all__ = ["ChatFormat", "CompletionFormat"]
+
+_json = msgspec.json.Encoder().encode
+
+
+class _StreamParts:
+    """Prepared bytes of one endpoint's chunks."""
+
+    def __init__(self, head: dict[str, Any], *, include_usage: bool) -> None:
+        self._head = b"data: " + _json(head)[:-1]
+        self._usage = b',"usage":null' if include_usage else b""
+        self._include_usage = include_usage
+        self._prefixes: dict[int, bytes] = {}
+        self.plain_suffix = b',"logprobs":null,"finish_reason":null}]' + self._usage + b"}\n\n"
+
+    def prefix(self, choice: int) -> bytes:
+        """Everything before the text field of a choice."""
+        known = self._prefixes.get(choice)
+        if known is None:
+            known = self._prefixes[choice] = self._head + b',"choices":[{"index":%d,' % choice
+        return known
+
+    def suffix(self, logprobs: Any, reason: str | None) -> bytes:
+        """Everything after it."""
+        return b',"logprobs":' + _json(logprobs) + b',"finish_reason":' + _json(reason) + b"}]" + self._usage + b"}\n\n"
+
+    def usage(self, usage: Usage) -> bytes:
+        """The usage event, when it was asked for."""
+        if not self._include_usage:
+            return b""
+        return self._head + b',"choices":[],"usage":' + _json(usage_body(usage)) + b"}\n\n"
+
+
+class ChatFormat:
+    """``chat.completion`` and ``chat.completion.chunk``."""
+
+    def __init__(
+        self, answer_id: str, model: str, created: int, tokenizer: Tokenizer, *, include_usage: bool, logprobs: bool
+    ) -> None:
+        self._head = {"id": answer_id, "object": "chat.completion", "created": created, "model": model}
+        self._parts = _StreamParts({**self._head, "object": "chat.completion.chunk"}, include_usage=include_usage)
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+
+    def whole(self, choices: Sequence[ChoiceText], usage: Usage) -> dict[str, Any]:
+        """See `AnswerFormat`."""
+        bodies = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": self._logprobs_body([item for item in choice.logprobs if item is not None]),
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(choices)
+        ]
+        return {**self._head, "choices": bodies, "usage": usage_body(usage)}
+
+    def opening(self, choice: int) -> bytes:
+        """See `AnswerFormat`."""
+        role = b'"delta":{"role":"assistant","content":""}'
+        return self._parts.prefix(choice) + role + self._parts.plain_suffix
+
+    def delta(self, choice: int, delta: Delta) -> bytes:
+        """See `AnswerFormat`."""
+        if not delta.text and not delta.logprobs:
+            return b""
+        text = b'"delta":{"content":' + _json(delta.text) + b"}"
+        if not self._logprobs:
+            return self._parts.prefix(choice) + text + self._parts.plain_suffix
+        return self._parts.prefix(choice) + text + self._parts.suffix(self._logprobs_body(delta.logprobs or []), None)
+
+    def closing(self, choice: int, reason: str) -> bytes:
+        """See `AnswerFormat`."""
+        return self._parts.prefix(choice) + b'"delta":{}' + self._parts.suffix(None, reason)
+
+    def usage(self, usage: Usage) -> bytes:
+        """See `AnswerFormat`."""
+        return self._parts.usage(usage)
+
+    def _logprobs_body(self, logprobs: list[TokenLogprob]) -> dict[str, Any] | None:
+        if not self._logprobs:
+            return None
+        return {"content": chat_logprobs(self._tokenizer, logprobs), "refusal": None}
+
+
+class CompletionFormat:
+    """``text_completion``, whole and in chunks."""
+
+    def __init__(
+        self,
+        answer_id: str,
+        model: str,
+        created: int,
+        tokenizer: Tokenizer,
+        *,
+        include_usage: bool,
+        logprobs: bool,
+        echoes: Sequence[str],
+    ) -> None:
+        self._head = {"id": answer_id, "object": "text_completion", "created": created, "model": model}
+        self._parts = _StreamParts(self._head, include_usage=include_usage)
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+        self._echoes = echoes
+        """Prompt text of each choice, to be repeated before its answer; empty strings otherwise."""
+        self._offsets = [0] * len(echoes)
+
+    def whole(self, choices: Sequence[ChoiceText], usage: Usage) -> dict[str, Any]:
+        """See `AnswerFormat`."""
+        bodies = [
+            {
+                "index": index,
+                "text": self._echoes[index] + choice.text,
+                "logprobs": completion_logprobs(self._tokenizer, choice.logprobs, 0) if self._logprobs else None,
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(choices)
+        ]
+        return {**self._head, "choices": bodies, "usage": usage_body(usage)}
+
+    def opening(self, choice: int) -> bytes:
+        """See `AnswerFormat`."""
+        echo = self._echoes[choice]
+        if not echo:
+            return b""
+        return self._parts.prefix(choice) + b'"text":' + _json(echo) + self._parts.plain_suffix
+
+    def delta(self, choice: int, delta: Delta) -> bytes:
+        """See `AnswerFormat`."""
+        if not delta.text and not delta.logprobs:
+            return b""
+        head = self._parts.prefix(choice) + b'"text":' + _json(delta.text)
+        if not self._logprobs:
+            return head + self._parts.plain_suffix
+        items = [*(delta.prompt_logprobs or []), *(delta.logprobs or [])]
+        body = completion_logprobs(self._tokenizer, items, self._offsets[choice])
+        self._offsets[choice] += sum(len(token) for token in body["tokens"])
+        return head + self._parts.suffix(body, None)
+
+    def closing(self, choice: int, reason: str) -> bytes:
+        """See `AnswerFormat`."""
+        return self._parts.prefix(choice) + b'"text":""' + self._parts.suffix(None, reason)
+
+    def usage(self, usage: Usage) -> bytes:
+        """See `AnswerFormat`."""
+        return self._parts.usage(usage)

@@ -1,0 +1,253 @@
+"""One choice of one answer: routes it, follows its stream, moves it to another worker when its own is lost.
+
+Everything here runs in plane callbacks: no task and no queue per token. One call brings all tokens that have arrived
+since the last one, and leads to at most one call of the consumer.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import msgspec
+
+from dynamo.errors import DynamoError, EngineError, Retry, StreamIncomplete
+from dynamo.frontend.metrics import RequestMetrics
+from dynamo.frontend.models import ServedModel
+from dynamo.preprocessor.detokenizer import Detokenizer
+from dynamo.protocols.llm import LLMEngineOutput, PreprocessedRequest, TokenLogprob, Usage, pack_token_ids
+from dynamo.protocols.planes import PlaneStream, RequestPlane
+from dynamo.protocols.routing import RouteRequest
+from dynamo.router.candidates import Candidate
+from dynamo.runtime.context import Context
+
+__all__ = ["Delta", "Generation", "GenerationConsumer"]
+
+logger = logging.getLogger(__name__)
+
+_decode = msgspec.msgpack.Decoder(LLMEngineOutput).decode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Delta(msgspec.Struct):
+    """What one wake-up adds to a choice."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+
+
+class GenerationConsumer(Protocol):
+    """Who turns a generation into an HTTP response. Exactly one of `on_finish` and `on_failure` is called, last."""
+
+    def on_delta(self, choice: int, delta: Delta) -> None:
+        """New text."""
+        ...
+
+    def on_finish(self, choice: int, reason: str, usage: Usage) -> None:
+        """The choice is complete."""
+        ...
+
+    def on_failure(self, choice: int, error: DynamoError) -> None:
+        """The choice cannot be completed."""
+        ...
+
+
+class Generation:
+    """Implements `dynamo.protocols.planes.ResponseSink` for one choice."""
+
+    def __init__(
+        self,
+        choice: int,
+        request: PreprocessedRequest,
+        model: ServedModel,
+        detokenizer: Detokenizer,
+        consumer: GenerationConsumer,
+        plane: RequestPlane,
+        metrics: RequestMetrics,
+        migration_limit: int,
+    ) -> None:
+        self.choice = choice
+        self._request = request
+        self._model = model
+        self._detokenizer = detokenizer
+        self._consumer = consumer
+        self._plane = plane
+        self._metrics = metrics
+        self._migrations_left = migration_limit
+        self._prompt_tokens = len(request.token_ids) // 4
+        self._token_ids: list[int] = []
+        self._cached_tokens = 0
+        self._failed_instances: frozenset[int] = frozenset()
+        self._candidate: Candidate | None = None
+        self._booked = False
+        self._context: Context | None = None
+        self._stream: PlaneStream | None = None
+        self._done = False
+
+    def start(self) -> None:
+        """Route and send.
+
+        Raises:
+            NoInstances: nobody can take the request.
+        """
+        request = self._request
+        candidate = self._model.candidates.select(
+            RouteRequest(
+                request_id=request.request_id,
+                model=self._model.name,
+                prompt_tokens=self._prompt_tokens,
+                lora=request.lora,
+                priority=request.priority,
+                excluded=self._failed_instances,
+            )
+        )
+        request.dp_rank = candidate.key.dp_rank
+        candidate.active_requests += 1
+        self._candidate = candidate
+        self._booked = True
+        self._context = Context(
+            request.request_id, deadline_unix_seconds=request.deadline_unix_seconds, trace=request.trace
+        )
+        self._stream = self._plane.send(candidate.record, _encode(request), self, self._context)
+
+    def cancel(self) -> None:
+        """Stop: the client is gone, or another choice failed. The consumer hears nothing more."""
+        if not self._done:
+            self._metrics.cancelled()
+            self._end(stop_engine=True)
+
+    def pause(self) -> None:
+        """The client reads too slowly."""
+        if self._stream is not None:
+            self._stream.pause()
+
+    def resume(self) -> None:
+        """The client has caught up."""
+        if self._stream is not None:
+            self._stream.resume()
+
+    # Plane callbacks
+
+    def on_items(self, items: list[bytes]) -> None:
+        """Outputs of the engine."""
+        if self._done:
+            return
+        output = _decode(items[0])
+        for item in items[1:]:
+            _merge(output, _decode(item))
+        self._take(output)
+
+    def on_end(self) -> None:
+        """The worker ended the stream; that is only right after a finish reason."""
+        if not self._done:
+            self.on_error(StreamIncomplete("the worker ended the stream without a finish reason"))
+
+    def on_error(self, error: DynamoError) -> None:
+        """The worker failed: go on elsewhere if that is allowed, else tell the client."""
+        if self._done:
+            return
+        self._release()
+        if not self._may_migrate(error):
+            self._fail(error)
+            return
+        if self._candidate is not None:
+            self._failed_instances |= {self._candidate.key.instance_id}
+        self._migrations_left -= 1
+        self._metrics.migrated()
+        logger.info(
+            "request %s goes on at another worker after %d tokens: %s",
+            self._request.request_id,
+            len(self._token_ids),
+            error.message,
+        )
+        try:
+            self._request = self._continuation()
+            self.start()
+        except DynamoError as routing_error:
+            routing_error.__cause__ = error
+            self._fail(routing_error)
+
+    def _take(self, output: LLMEngineOutput) -> None:
+        ids = output.token_ids
+        usage = output.usage
+        if usage is not None:
+            self._cached_tokens = max(self._cached_tokens, usage.cached_tokens)
+        detokenizer = self._detokenizer
+        text = ""
+        if ids:
+            self._token_ids += ids
+            self._metrics.tokens(len(ids))
+            text = detokenizer.feed(ids)
+        reason = output.finish_reason
+        if reason == "error":
+            self.on_error(EngineError("the engine reported an error"))
+            return
+        stopped = detokenizer.stopped is not None
+        if reason is not None and not stopped:
+            text += detokenizer.finish()
+            stopped = detokenizer.stopped is not None
+        if ids or text or output.prompt_logprobs:
+            self._consumer.on_delta(self.choice, Delta(text, ids, output.logprobs, output.prompt_logprobs))
+        if stopped:
+            self._finish("stop")
+        elif reason is not None:
+            self._finish(reason)
+
+    def _finish(self, reason: str) -> None:
+        if self._done:
+            return
+        completion_tokens = len(self._token_ids)
+        if self._detokenizer.stopped is not None:
+            completion_tokens = self._detokenizer.completion_tokens
+        self._end(stop_engine=self._detokenizer.stopped is not None)
+        self._consumer.on_finish(
+            self.choice, reason, Usage(self._prompt_tokens, completion_tokens, self._cached_tokens)
+        )
+
+    def _fail(self, error: DynamoError) -> None:
+        if not self._done:
+            self._end(stop_engine=True)
+            self._consumer.on_failure(self.choice, error)
+
+    def _end(self, *, stop_engine: bool) -> None:
+        self._done = True
+        self._release()
+        if stop_engine and self._context is not None:
+            self._context.cancel()
+
+    def _release(self) -> None:
+        if self._booked:
+            self._booked = False
+            assert self._candidate is not None
+            self._candidate.active_requests -= 1
+
+    def _may_migrate(self, error: DynamoError) -> bool:
+        if error.retry is not Retry.OTHER_WORKER or self._migrations_left <= 0:
+            return False
+        return not self._token_ids or (self._model.card.capabilities.resume and self._request.guided is None)
+
+    def _continuation(self) -> PreprocessedRequest:
+        """The same request with the tokens so far behind the prompt."""
+        request = self._request
+        new_tokens = len(self._token_ids) - request.prior_output_tokens
+        if not new_tokens:
+            return request
+        stop = request.stop
+        remaining = None if stop.max_tokens is None else stop.max_tokens - new_tokens
+        return msgspec.structs.replace(
+            request,
+            token_ids=request.token_ids + pack_token_ids(self._token_ids[request.prior_output_tokens :]),
+            prior_output_tokens=len(self._token_ids),
+            stop=msgspec.structs.replace(stop, max_tokens=remaining),
+        )
+
+
+def _merge(into: LLMEngineOutput, later: LLMEngineOutput) -> None:
+    into.token_ids += later.token_ids
+    if later.logprobs is not None:
+        into.logprobs = (into.logprobs or []) + later.logprobs
+    into.finish_reason = later.finish_reason or into.finish_reason
+    into.stop_reason = later.stop_reason if later.stop_reason is not None else into.stop_reason
+    into.usage = later.usage or into.usage

@@ -1,0 +1,243 @@
+"""The life of one generating request: decode, check, template, tokenize, and hand over to an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from dynamo.errors import DynamoError, InvalidRequest
+from dynamo.frontend.answers import Answer, AnswerFormat, StreamedAnswer, WholeAnswer
+from dynamo.frontend.formats import ChatFormat, CompletionFormat
+from dynamo.frontend.generation import Generation
+from dynamo.frontend.metrics import FrontendMetrics
+from dynamo.frontend.models import ServedModel, ServedModels
+from dynamo.frontend.prompts import Prompt, Prompts, chat_prompts, completion_prompts
+from dynamo.frontend.requests import (
+    ChatRequest,
+    CommonParameters,
+    CompletionRequest,
+    check_chat,
+    check_common,
+    check_completion,
+    decode_body,
+)
+from dynamo.frontend.sampling import guided_decoding, sampling_options, stop_conditions, stop_strings
+from dynamo.frontend.settings import FrontendSettings
+from dynamo.preprocessor.detokenizer import Detokenizer
+from dynamo.protocols.llm import GuidedDecoding, PreprocessedRequest, SamplingOptions, pack_token_ids
+from dynamo.protocols.planes import RequestPlane
+from dynamo.runtime.http import Exchange
+
+__all__ = ["Pipeline"]
+
+#: The detokenizer needs the end of the prompt to know whether the first token keeps its leading space.
+_PROMPT_TAIL_TOKENS = 16
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z")
+
+
+class _Job(msgspec.Struct):
+    """One checked request on its way to an answer."""
+
+    exchange: Exchange
+    endpoint: str
+    id: str
+    request: CommonParameters
+    model: ServedModel
+    max_tokens: int | None
+    make_format: Callable[[list[Prompt]], AnswerFormat]
+    guided: GuidedDecoding | None = None
+    prompt_logprobs: int | None = None
+
+
+class Pipeline:
+    """Serves ``/v1/chat/completions`` and ``/v1/completions``."""
+
+    def __init__(
+        self, models: ServedModels, plane: RequestPlane, metrics: FrontendMetrics, settings: FrontendSettings
+    ) -> None:
+        self._models = models
+        self._plane = plane
+        self._metrics = metrics
+        self._settings = settings
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def chat(self, exchange: Exchange) -> None:
+        """Route handler of chat completions."""
+        with _Refusals(self._metrics, exchange, "chat_completions"):
+            request = decode_body(exchange.body, ChatRequest)
+            check_common(request, max_stop_strings=self._settings.max_stop_strings)
+            check_chat(request)
+            model = self._models.get(request.model)
+            answer_id = f"chatcmpl-{_request_id(exchange)}"
+            limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+
+            def make_format(prompts: list[Prompt]) -> AnswerFormat:  # noqa: ARG001
+                return ChatFormat(
+                    answer_id,
+                    request.model,
+                    int(time.time()),
+                    model.text.tokenizer,
+                    include_usage=_include_usage(request),
+                    logprobs=bool(request.logprobs),
+                )
+
+            guided = guided_decoding(request, model.card.capabilities.guided)
+            job = _Job(exchange, "chat_completions", answer_id, request, model, limit, make_format, guided)
+            self._begin(job, chat_prompts(request, model))
+
+    def completions(self, exchange: Exchange) -> None:
+        """Route handler of completions."""
+        with _Refusals(self._metrics, exchange, "completions"):
+            request = decode_body(exchange.body, CompletionRequest)
+            check_common(request, max_stop_strings=self._settings.max_stop_strings)
+            check_completion(request)
+            model = self._models.get(request.model)
+            answer_id = f"cmpl-{_request_id(exchange)}"
+
+            def make_format(prompts: list[Prompt]) -> AnswerFormat:
+                echoes = [prompt.text if request.echo else "" for prompt in prompts for _ in range(request.n or 1)]
+                return CompletionFormat(
+                    answer_id,
+                    request.model,
+                    int(time.time()),
+                    model.text.tokenizer,
+                    include_usage=_include_usage(request),
+                    logprobs=request.logprobs is not None,
+                    echoes=echoes,
+                )
+
+            job = _Job(exchange, "completions", answer_id, request, model, request.max_tokens, make_format)
+            if request.echo:
+                job.prompt_logprobs = request.logprobs
+            self._begin(job, completion_prompts(request, model))
+
+    async def close(self) -> None:
+        """Stop what is being prepared."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _begin(self, job: _Job, prompts: Prompts) -> None:
+        if isinstance(prompts, list):
+            self._start(job, prompts)
+            return
+        task = asyncio.get_running_loop().create_task(self._start_later(job, prompts))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _start_later(self, job: _Job, prompts: Coroutine[Any, Any, list[Prompt]]) -> None:
+        with _Refusals(self._metrics, job.exchange, job.endpoint):
+            ready = await prompts
+            if not job.exchange.disconnected:
+                self._start(job, ready)
+
+    def _start(self, job: _Job, prompts: list[Prompt]) -> None:
+        """Make one generation per prompt and choice, and an answer that follows them."""
+        request, model = job.request, job.model
+        choices = request.n or 1
+        total = choices * len(prompts)
+        if total > self._settings.max_choices:
+            raise InvalidRequest(
+                f"{total} choices are asked for; at most {self._settings.max_choices} are allowed", param="n"
+            )
+        limits = [_token_limit(prompt, job.max_tokens, model.context_length_tokens) for prompt in prompts]
+        metrics = self._metrics.begin(model.name, job.endpoint, stream=request.stream)
+        metrics.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        answer_format = job.make_format(prompts)
+        answer: Answer
+        if request.stream:
+            answer = StreamedAnswer(job.exchange, answer_format, metrics)
+        else:
+            answer = WholeAnswer(job.exchange, answer_format, metrics, total)
+        stops = stop_strings(request)
+        generations = []
+        for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
+            template = self._engine_request(job, prompt, limit)
+            tail = prompt.token_ids[-_PROMPT_TAIL_TOKENS:].tolist()
+            for index in range(choices):
+                choice = number * choices + index
+                engine_request = msgspec.structs.replace(
+                    template,
+                    request_id=f"{job.id}-{choice}" if choice else job.id,
+                    sampling=_sampling(job, index),
+                )
+                detokenizer = Detokenizer(
+                    model.text.tokenizer, stop_strings=stops, prompt_tail=tail, min_tokens=request.min_tokens or 0
+                )
+                limit_of_moves = self._settings.migration_limit
+                generations.append(
+                    Generation(choice, engine_request, model, detokenizer, answer, self._plane, metrics, limit_of_moves)
+                )
+        answer.begin(generations, choices)
+
+    def _engine_request(self, job: _Job, prompt: Prompt, max_tokens: int) -> PreprocessedRequest:
+        headers = job.exchange.headers
+        return PreprocessedRequest(
+            request_id=job.id,
+            model=job.model.name,
+            token_ids=pack_token_ids(prompt.token_ids),
+            stop=stop_conditions(job.request, max_tokens),
+            cache_salt=job.request.cache_salt,
+            priority=job.request.priority,
+            guided=job.guided,
+            deadline_unix_seconds=time.time() + self._settings.request_timeout_seconds,
+            trace={name: headers[name] for name in ("traceparent", "tracestate") if name in headers},
+        )
+
+
+class _Refusals:
+    """Answers a request with the error that its preparation raised."""
+
+    def __init__(self, metrics: FrontendMetrics, exchange: Exchange, endpoint: str) -> None:
+        self._metrics = metrics
+        self._exchange = exchange
+        self._endpoint = endpoint
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if not isinstance(error, DynamoError):
+            return False
+        self._metrics.refused(self._endpoint, error.code, error.http_status)
+        self._exchange.respond_error(error)
+        return True
+
+
+def _token_limit(prompt: Prompt, wanted: int | None, context_length: int) -> int:
+    """Tokens that this prompt may be answered with: what the client wants, bounded by the context."""
+    length = len(prompt.token_ids)
+    if not length:
+        raise InvalidRequest("the prompt has no tokens", param="prompt")
+    room = context_length - length
+    if room < 1:
+        raise InvalidRequest(
+            f"this model's context is {context_length} tokens; the prompt has {length}",
+            param="messages",
+            reason="context_length_exceeded",
+        )
+    return room if wanted is None else min(wanted, room)
+
+
+def _sampling(job: _Job, index: int) -> SamplingOptions:
+    options = sampling_options(job.request, job.model.text.default_sampling, index)
+    if job.prompt_logprobs is None:
+        return options
+    return msgspec.structs.replace(options, prompt_logprobs=job.prompt_logprobs)
+
+
+def _include_usage(request: CommonParameters) -> bool:
+    return request.stream_options is not None and request.stream_options.include_usage
+
+
+def _request_id(exchange: Exchange) -> str:
+    """The client's ``x-request-id`` with something unique behind it, or only that."""
+    unique = uuid.uuid4().hex
+    given = exchange.headers.get("x-request-id", "")
+    return f"{given}-{unique[:8]}" if _REQUEST_ID.match(given) else unique

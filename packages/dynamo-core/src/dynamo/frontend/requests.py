@@ -1,0 +1,217 @@
+"""OpenAI request bodies: their shape, their bounds, and errors that name the field at fault.
+
+Shapes are msgspec structs, decoded in one pass; a field that OpenAI's clients may send and that means nothing here is
+ignored, as OpenAI does. Ranges are checked after decoding, by :func:`check_common`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from dynamo.errors import InvalidRequest
+
+__all__ = [
+    "ChatRequest",
+    "CommonParameters",
+    "CompletionRequest",
+    "StreamOptions",
+    "check_chat",
+    "check_common",
+    "check_completion",
+    "decode_body",
+]
+
+R = TypeVar("R", bound="CommonParameters")
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+STOP_STRING_LIMIT_CHARACTERS = 1024
+_PATH = re.compile(r" - at `\$\.?(.*)`\Z")
+
+
+class StreamOptions(msgspec.Struct):
+    """``stream_options``."""
+
+    include_usage: bool = False
+
+
+class CommonParameters(msgspec.Struct, kw_only=True):
+    """What chat and completion requests share."""
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    logit_bias: dict[str, float] | None = None
+    cache_salt: str | None = None
+    priority: int = 0
+    user: str | None = None
+
+
+class ChatRequest(CommonParameters, kw_only=True):
+    """``POST /v1/chat/completions``."""
+
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+class CompletionRequest(CommonParameters, kw_only=True):
+    """``POST /v1/completions``."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    logprobs: int | None = None
+    echo: bool = False
+    suffix: str | None = None
+    best_of: int | None = None
+
+
+def decode_body(body: bytes, request_type: type[R]) -> R:
+    """Decode a JSON body.
+
+    Raises:
+        InvalidRequest: it is not JSON, or a field has the wrong type; `param` is the path of the field.
+    """
+    try:
+        return msgspec.json.decode(body, type=request_type)
+    except msgspec.ValidationError as error:
+        raise _validation_error(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the request body is not valid JSON: {error}", reason="invalid_json") from error
+    except RecursionError as error:
+        raise InvalidRequest("the request body is nested too deeply", reason="invalid_json") from error
+
+
+def check_common(request: CommonParameters, *, max_stop_strings: int) -> None:
+    """Check ranges.
+
+    Raises:
+        InvalidRequest: a value is out of range; `param` names it.
+    """
+    _within("temperature", request.temperature, 0, 2)
+    _within("top_p", request.top_p, 0, 1, open_low=True)
+    _within("min_p", request.min_p, 0, 1)
+    _within("frequency_penalty", request.frequency_penalty, -2, 2)
+    _within("presence_penalty", request.presence_penalty, -2, 2)
+    _within("repetition_penalty", request.repetition_penalty, 0, 10, open_low=True)
+    _within("n", request.n, 1, math.inf)
+    _within("max_tokens", request.max_tokens, 1, math.inf)
+    _within("min_tokens", request.min_tokens, 0, math.inf)
+    _within("top_k", request.top_k, -1, math.inf)
+    _within("seed", request.seed, -(2**63), 2**63 - 1)
+    _check_stop(request.stop, max_stop_strings)
+    _check_logit_bias(request.logit_bias)
+    if request.stream_options is not None and not request.stream:
+        raise InvalidRequest("'stream_options' is only allowed when 'stream' is true", param="stream_options")
+
+
+def check_chat(request: ChatRequest) -> None:
+    """Check what only chat requests have.
+
+    Raises:
+        InvalidRequest: `param` names the field.
+    """
+    if not request.messages:
+        raise InvalidRequest("'messages' must have at least one message", param="messages")
+    for index, message in enumerate(request.messages):
+        _check_message(index, message)
+    _within("max_completion_tokens", request.max_completion_tokens, 1, math.inf)
+    _within("top_logprobs", request.top_logprobs, 0, 20)
+    if request.top_logprobs is not None and not request.logprobs:
+        raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true", param="top_logprobs")
+
+
+def check_completion(request: CompletionRequest) -> None:
+    """Check what only completion requests have.
+
+    Raises:
+        InvalidRequest: `param` names the field.
+    """
+    if request.suffix:
+        raise InvalidRequest("'suffix' is not supported", param="suffix")
+    if request.best_of is not None and request.best_of != (request.n or 1):
+        raise InvalidRequest("'best_of' is not supported; use 'n'", param="best_of")
+    _within("logprobs", request.logprobs, 0, 20)
+    if len(request.prompt) == 0:
+        raise InvalidRequest("'prompt' must not be empty", param="prompt")
+
+
+def _check_message(index: int, message: dict[str, Any]) -> None:
+    role = message.get("role")
+    param = f"messages[{index}].role"
+    if role is None:
+        raise InvalidRequest(f"'{param}' is missing", param=param)
+    if not isinstance(role, str) or role not in ROLES:
+        raise InvalidRequest(f"'{param}' is {role!r}; use one of {', '.join(sorted(ROLES))}", param=param)
+    content = message.get("content")
+    if content is None and role != "assistant":
+        raise InvalidRequest(f"'messages[{index}].content' is missing", param=f"messages[{index}].content")
+    if content is not None and not isinstance(content, (str, list)):
+        raise InvalidRequest(
+            f"'messages[{index}].content' must be a string or a list of parts", param=f"messages[{index}].content"
+        )
+
+
+def _check_stop(stop: str | list[str] | None, most: int) -> None:
+    strings = [stop] if isinstance(stop, str) else stop or []
+    if len(strings) > most:
+        raise InvalidRequest(f"'stop' has {len(strings)} strings; at most {most} are allowed", param="stop")
+    for index, text in enumerate(strings):
+        if not text:
+            raise InvalidRequest("a stop string must not be empty", param=f"stop[{index}]")
+        if len(text) > STOP_STRING_LIMIT_CHARACTERS:
+            raise InvalidRequest(
+                f"a stop string may have {STOP_STRING_LIMIT_CHARACTERS} characters, this one has {len(text)}",
+                param=f"stop[{index}]",
+            )
+
+
+def _check_logit_bias(bias: dict[str, float] | None) -> None:
+    for token, value in (bias or {}).items():
+        if not token.isascii() or not token.isdigit():
+            raise InvalidRequest(f"'logit_bias' key {token!r} is not a token id", param="logit_bias")
+        _within(f"logit_bias.{token}", value, -100, 100)
+
+
+def _within(param: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:
+    if value is None:
+        return
+    # Written so that NaN, which compares false to everything, is refused.
+    if not (low < value if open_low else low <= value) or not value <= high:
+        span = f"{'above' if open_low else 'at least'} {low:g}"
+        span += "" if high == math.inf else f" and at most {high:g}"
+        raise InvalidRequest(f"'{param}' is {value!r}; it must be {span}", param=param)
+
+
+def _validation_error(message: str) -> InvalidRequest:
+    found = _PATH.search(message)
+    param = found.group(1) if found and found.group(1) else None
+    text = _PATH.sub("", message)
+    missing = re.match(r"Object missing required field `(\w+)`", text)
+    if missing:
+        param = f"{param}.{missing.group(1)}" if param else missing.group(1)
+        return InvalidRequest(f"'{param}' is missing", param=param)
+    return InvalidRequest(f"'{param or 'the request'}': {text[:1].lower()}{text[1:]}", param=param)
