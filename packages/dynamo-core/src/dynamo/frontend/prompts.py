@@ -52,12 +52,13 @@ def completion_prompts(request: CompletionRequest, model: ServedModel) -> Prompt
     Raises:
         InvalidRequest: a prompt is empty, or a token id is out of range.
     """
-    prompt = request.prompt
-    if isinstance(prompt, str):
-        return _tokenize(model, [prompt], add_special_tokens=True)
-    if isinstance(prompt[0], str):
-        return _tokenize(model, [str(text) for text in prompt], add_special_tokens=True)
-    lists: list[Any] = prompt if isinstance(prompt[0], list) else [prompt]
+    if isinstance(request.prompt, str):
+        return _tokenize(model, [request.prompt], add_special_tokens=True)
+    texts = [part for part in request.prompt if isinstance(part, str)]
+    if texts:
+        return _tokenize(model, texts, add_special_tokens=True)
+    single = [part for part in request.prompt if isinstance(part, int)]
+    lists = [single] if single else [part for part in request.prompt if isinstance(part, list)]
     return [_from_ids(model, ids) for ids in lists]
 
 

@@ -82,7 +82,8 @@ class ChatRequest(CommonParameters, kw_only=True):
 class CompletionRequest(CommonParameters, kw_only=True):
     """``POST /v1/completions``."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | list[str | int | list[int]]
+    """A text, texts, token ids, or lists of token ids; :func:`check_completion` refuses mixtures."""
     logprobs: int | None = None
     echo: bool = False
     suffix: str | None = None
@@ -157,6 +158,8 @@ def check_completion(request: CompletionRequest) -> None:
     _within("logprobs", request.logprobs, 0, 20)
     if len(request.prompt) == 0:
         raise InvalidRequest("'prompt' must not be empty", param="prompt")
+    if len({type(part) for part in request.prompt}) > 1:
+        raise InvalidRequest("'prompt' mixes texts and token ids", param="prompt")
 
 
 def _check_message(index: int, message: dict[str, Any]) -> None:

@@ -87,8 +87,9 @@ class StopConditions(msgspec.Struct, omit_defaults=True, frozen=True):
     """When the engine ends a stream. Stop *strings* belong to the frontend, which cancels at the match."""
 
     max_tokens: int | None = None
-    """None: up to the context length."""
+    """New tokens, without `prior_output_tokens`. None: up to the context length."""
     min_tokens: int = 0
+    """Of the whole answer: `prior_output_tokens` count."""
     stop_token_ids: list[int] = []
     """In addition to the model's own end-of-sequence ids."""
     ignore_eos: bool = False

@@ -27,6 +27,9 @@ __all__ = ["Exchange", "HttpLimits", "HttpServer", "RouteHandler"]
 
 logger = logging.getLogger(__name__)
 
+#: How long a refused client may go on sending before the connection is cut.
+_LINGER_SECONDS = 5.0
+
 _encode_json = msgspec.json.Encoder().encode
 _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
 _STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
@@ -412,7 +415,9 @@ class _Connection(asyncio.Protocol):
         if self._current is not exchange:
             return
         self._current = None
-        if not exchange.keep_alive:
+        if self._refused:
+            self._linger()
+        elif not exchange.keep_alive:
             if self._transport is not None:
                 self._transport.close()
         elif self._waiting:
@@ -425,6 +430,18 @@ class _Connection(asyncio.Protocol):
         """Drop the connection now."""
         if self._transport is not None:
             self._transport.abort()
+
+    def _linger(self) -> None:
+        """Close after a refusal, without losing it.
+
+        The client may still be sending. Closing at once would answer that with a reset, which discards the refusal
+        before the client reads it: so only our side is closed, and what comes is thrown away for a while.
+        """
+        if self._transport is not None and self._transport.can_write_eof():
+            self._transport.write_eof()
+            self._set_timer(_LINGER_SECONDS)
+        elif self._transport is not None:
+            self._transport.close()
 
     def _serve_next(self) -> None:
         if self._current is None and self._waiting:
