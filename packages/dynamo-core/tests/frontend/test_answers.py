@@ -155,7 +155,14 @@ async def test_chat_logprobs(demo):
 
 
 async def test_completion_logprobs_with_echo(demo):
-    body = {"model": "demo", "prompt": "Once upon a time", "max_tokens": 3, "temperature": 0, "logprobs": 2, "echo": True}
+    body = {
+        "model": "demo",
+        "prompt": "Once upon a time",
+        "max_tokens": 3,
+        "temperature": 0,
+        "logprobs": 2,
+        "echo": True,
+    }
     choice = (await demo.client.post(COMPLETIONS, json=body)).json()["choices"][0]
     logprobs = choice["logprobs"]
     assert logprobs["token_logprobs"][0] is None
@@ -258,5 +265,7 @@ async def test_a_long_prompt_is_tokenized_beside_the_event_loop(make_deployment)
     deployment = await make_deployment({"backend": "echo", "argv": ["--max-model-len", "20000"]})
     await deployment.serves("echo")
     text = "a small fox " * 1000
-    answer = (await deployment.client.post(COMPLETIONS, json={"model": "echo", "prompt": text, "max_tokens": 9000})).json()
+    answer = (
+        await deployment.client.post(COMPLETIONS, json={"model": "echo", "prompt": text, "max_tokens": 9000})
+    ).json()
     assert answer["choices"][0]["text"] == text

@@ -112,7 +112,12 @@ TABLE = {
         "invalid_request",
         "chat_template_kwargs",
     ),
-    "prompt too long": (chat(messages=[{"role": "user", "content": "word " * 9000}]), 400, "context_length_exceeded", None),
+    "prompt too long": (
+        chat(messages=[{"role": "user", "content": "word " * 9000}]),
+        400,
+        "context_length_exceeded",
+        None,
+    ),
     "no prompt": ((COMPLETIONS, {"model": "echo"}), 400, "invalid_request", "prompt"),
     "empty prompt list": (completion(prompt=[]), 400, "invalid_request", "prompt"),
     "empty prompt": (completion(prompt=""), 400, "invalid_request", "prompt"),
@@ -131,15 +136,17 @@ RAW = {
     "malformed JSON": (b'{"model": "echo", ', 400, "invalid_json"),
     "empty body": (b"", 400, "invalid_json"),
     "not an object": (b"[1, 2]", 400, "invalid_request"),
-    "NaN temperature": (b'{"model":"echo","messages":[{"role":"user","content":"x"}],"temperature":NaN}', 400, "invalid_json"),
+    "NaN temperature": (
+        b'{"model":"echo","messages":[{"role":"user","content":"x"}],"temperature":NaN}',
+        400,
+        "invalid_json",
+    ),
     "huge number": (b'{"model":"echo","messages":[{"role":"user","content":"x"}],"max_tokens":1e400}', 400, None),
     "invalid UTF-8": (b'{"model":"\xff\xfe"}', 400, "invalid_json"),
     "lone surrogate": (b'{"model":"echo","messages":[{"role":"user","content":"\\ud800"}]}', 400, None),
     "deep nesting": (b'{"model":"echo","messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, None),
     "10 MB body": (b'{"model":"echo","prompt":"' + b"x" * 10_000_000 + b'"}', 413, "request_too_large"),
 }
-
-
 
 
 async def test_every_malformed_request_is_refused_with_its_field(echo):

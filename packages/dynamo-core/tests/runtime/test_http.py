@@ -178,7 +178,9 @@ async def test_a_slow_reader_is_told_to_the_handler(server):
         (post("/x", b"y" * 1001), 413, "request_too_large"),
         (b"POST /x HTTP/1.1\r\nhost: t\r\ncontent-length: 99999999\r\n\r\n", 413, "request_too_large"),
         (
-            b"POST /x HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n3e9\r\n" + b"z" * 1001 + b"\r\n0\r\n\r\n",
+            b"POST /x HTTP/1.1\r\nhost: t\r\ntransfer-encoding: chunked\r\n\r\n3e9\r\n"
+            + b"z" * 1001
+            + b"\r\n0\r\n\r\n",
             413,
             "request_too_large",
         ),

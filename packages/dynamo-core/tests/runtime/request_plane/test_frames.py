@@ -65,7 +65,9 @@ def test_what_does_not_fit_one_frame_is_cut_between_messages():
 
 def test_recorded_frames_of_protocol_1_0_still_decode():
     """Bytes as version 1.0 sends them; a later minor version must go on reading them."""
-    recorded = bytes.fromhex("1500000092" + "93" + "06" + "01" + "92" + "c401aa" + "c401bb" + "92" + "07" + "01" + "90" * 0)
+    recorded = bytes.fromhex(
+        "1500000092" + "93" + "06" + "01" + "92" + "c401aa" + "c401bb" + "92" + "07" + "01" + "90" * 0
+    )
     body = recorded[4:]
     framed = len(body).to_bytes(4, "little") + body
     assert list(FrameReader(1 << 20).feed(framed)) == [[6, 1, [b"\xaa", b"\xbb"]], [7, 1]]

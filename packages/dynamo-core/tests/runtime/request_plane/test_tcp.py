@@ -147,7 +147,11 @@ async def test_a_handler_error_arrives_with_its_class_and_fields(pair):
     sink, _ = pair.send(b"\xc0")
     await sink.wait()
     assert isinstance(sink.error, InvalidRequest)
-    assert (sink.error.message, sink.error.param, sink.error.reason) == ("too long", "messages", "context_length_exceeded")
+    assert (sink.error.message, sink.error.param, sink.error.reason) == (
+        "too long",
+        "messages",
+        "context_length_exceeded",
+    )
 
 
 async def test_a_foreign_exception_is_an_engine_error_and_spares_the_connection(pair, caplog):
