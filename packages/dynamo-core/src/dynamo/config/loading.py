@@ -56,7 +56,7 @@ def load_settings(
     try:
         return settings_class(**values)
     except ValidationError as error:
-        raise _explain(error, infos, source) from error
+        raise _explain(error, settings_class, source) from error
 
 
 def read_config_file(path: Path) -> dict[str, dict[str, Any]]:
@@ -100,13 +100,14 @@ def _unknown_key(settings_class: type[Settings], key: str, known: list[str]) -> 
     return ConfigError(f"unknown setting {settings_class.section}.{key}", param=key, hint=hint)
 
 
-def _explain(error: ValidationError, infos: list[SettingInfo], source: Mapping[str, str]) -> ConfigError:
-    secret = {info.name for info in infos if info.secret}
+def _explain(error: ValidationError, settings_class: type[Settings], source: Mapping[str, str]) -> ConfigError:
+    secret = {info.name for info in setting_infos(settings_class) if info.secret}
     parts = []
     first = None
     for item in error.errors(include_url=False, include_context=False):
-        name = str(item["loc"][0]) if item["loc"] else "?"
+        # Without a location the input is the whole settings object, secrets included.
+        name = str(item["loc"][0]) if item["loc"] else settings_class.section
         first = first or name
-        shown = "" if name in secret else f", got {item.get('input')!r}"
+        shown = "" if name in secret or not item["loc"] else f", got {item.get('input')!r}"
         parts.append(f"{source.get(name, name)}: {item['msg'][:1].lower()}{item['msg'][1:]}{shown}")
     return ConfigError("; ".join(parts), param=first)

@@ -24,6 +24,8 @@ class Settings(BaseModel):
         use_attribute_docstrings=True,
         validate_default=True,
         arbitrary_types_allowed=False,
+        # Errors are explained by dynamo.config.loading; a traceback of the chained one must not show secrets.
+        hide_input_in_errors=True,
     )
     section: ClassVar[str] = ""
 

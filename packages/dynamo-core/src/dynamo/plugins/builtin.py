@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dynamo.protocols.commands import CommandGroup
     from dynamo.protocols.discovery import Discovery
     from dynamo.protocols.engine import EngineFactory
+    from dynamo.protocols.event_plane import EventPlane, EventPlaneOptions
     from dynamo.protocols.planes import PlaneOptions, RequestPlane
     from dynamo.protocols.registry import Registry
     from dynamo.protocols.routing import WorkerFilter, WorkerPicker, WorkerScorer
@@ -66,6 +67,14 @@ def dynamo_register_request_planes(planes: Registry[Callable[[PlaneOptions], Req
         "tcp",
         "dynamo.runtime.request_plane.tcp:TcpRequestPlane",
         summary="multiplexed streams over TCP or Unix sockets",
+    )
+
+
+@hookimpl
+def dynamo_register_event_planes(planes: Registry[Callable[[EventPlaneOptions], EventPlane]]) -> None:
+    """Events without a broker."""
+    planes.register(
+        "zmq", "dynamo.runtime.event_plane.zmq:ZmqEventPlane", summary="ZeroMQ PUB/SUB between the processes themselves"
     )
 
 

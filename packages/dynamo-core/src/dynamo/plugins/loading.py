@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,14 @@ import click
 import pluggy
 
 from dynamo import hookspecs
-from dynamo.errors import DynamoError, PluginIncompatible
+from dynamo.errors import DynamoError, PluginError, PluginIncompatible
 from dynamo.hookspecs import PLUGIN_API_VERSION, PROJECT_NAME
 from dynamo.plugins.registry import NamedRegistry, OwnedRegistry, check_target
 
 if TYPE_CHECKING:
     from dynamo.protocols.discovery import Discovery
     from dynamo.protocols.engine import EngineFactory
+    from dynamo.protocols.event_plane import EventPlane, EventPlaneOptions
     from dynamo.protocols.planes import PlaneOptions, RequestPlane
     from dynamo.protocols.routing import WorkerFilter, WorkerPicker, WorkerScorer
     from dynamo.protocols.scheduling import Scheduler
@@ -87,6 +89,9 @@ class Plugins:
     request_planes: NamedRegistry[Callable[[PlaneOptions], RequestPlane]] = field(
         default_factory=lambda: NamedRegistry("request plane")
     )
+    event_planes: NamedRegistry[Callable[[EventPlaneOptions], EventPlane]] = field(
+        default_factory=lambda: NamedRegistry("event plane")
+    )
     schedulers: NamedRegistry[Callable[[Path], Scheduler]] = field(default_factory=lambda: NamedRegistry("scheduler"))
     commands: dict[str, CommandEntry] = field(default_factory=dict)
     reports: list[PluginReport] = field(default_factory=list)
@@ -100,6 +105,7 @@ class Plugins:
             self.pickers,
             self.discovery_backends,
             self.request_planes,
+            self.event_planes,
             self.schedulers,
         ]
 
@@ -118,20 +124,27 @@ class Plugins:
             },
             "dynamo_register_discovery_backends": {"backends": own(self.discovery_backends)},
             "dynamo_register_request_planes": {"planes": own(self.request_planes)},
+            "dynamo_register_event_planes": {"planes": own(self.event_planes)},
             "dynamo_register_schedulers": {"schedulers": own(self.schedulers)},
             "dynamo_register_commands": {"group": _OwnedCommands(self, distribution)},
         }
 
-    def forget(self, distribution: str) -> None:
-        """Take out what a distribution registered before it failed."""
-        for registry in self.registries():
-            registry.discard(distribution)
-        self.commands = {name: c for name, c in self.commands.items() if c.distribution != distribution}
+    def take_over(self, registered: Plugins) -> None:
+        """Add all that one plugin registered; the first distribution to take a command name keeps it."""
+        for registry, additions in zip(self.registries(), registered.registries(), strict=True):
+            for registration in additions:
+                registry.add(registration)
+        for entry in registered.commands.values():
+            taken = self.commands.setdefault(entry.name, entry)
+            if taken is not entry:
+                logger.warning(
+                    "command %r of %s is hidden by the one of %s", entry.name, entry.distribution, taken.distribution
+                )
 
 
 @dataclass(frozen=True)
 class _OwnedCommands:
-    """The cli hook's argument: the first distribution to take a command name keeps it."""
+    """The cli hook's argument: signs every command with the distribution being loaded."""
 
     plugins: Plugins
     distribution: str
@@ -146,16 +159,9 @@ class _OwnedCommands:
         self._add(CommandEntry(name or cmd.name or "", cmd.get_short_help_str(), self.distribution, cmd))
 
     def _add(self, entry: CommandEntry) -> None:
-        taken = self.plugins.commands.get(entry.name)
-        if taken is not None:
-            logger.warning(
-                "command %r of %s is hidden by the one of %s",
-                entry.name,
-                entry.distribution,
-                taken.distribution,
-            )
-            return
-        self.plugins.commands[entry.name] = entry
+        if not entry.name:
+            raise PluginError("a command has no name", hint="pass name= to add_command")
+        self.plugins.commands.setdefault(entry.name, entry)
 
 
 def load_plugins(sources: Iterable[PluginSource]) -> Plugins:
@@ -172,11 +178,12 @@ def load_plugins(sources: Iterable[PluginSource]) -> Plugins:
             version = _check_api_version(plugin, source)
             manager.register(plugin, name=f"{source.distribution}:{source.name}")
             manager.check_pending()
-            _call_hooks(manager, plugin, loaded.hook_arguments(source.distribution))
+            registered = Plugins()
+            _call_hooks(manager, plugin, registered.hook_arguments(source.distribution))
+            loaded.take_over(registered)
         # Foreign code runs here: whatever it raises must be reported by name and must not take the others down.
         except (Exception, SystemExit) as failure:  # noqa: BLE001
             error = str(failure) if isinstance(failure, DynamoError) else f"{type(failure).__name__}: {failure}"
-            loaded.forget(source.distribution)
             manager.unregister(name=f"{source.distribution}:{source.name}")
             logger.warning("plugin %s of %s is not used: %s", source.name, source.distribution, error)
         loaded.reports.append(
@@ -212,21 +219,29 @@ def _builtin() -> PluginSource:
 
 
 def _installed(disabled: str) -> list[PluginSource]:
-    names = {name.strip() for name in disabled.split(",") if name.strip()}
+    names = {_canonical(name) for name in disabled.split(",")}
     if "all" in names:
         return []
     found: dict[tuple[str, str], PluginSource] = {}
     for point in importlib.metadata.entry_points(group=PROJECT_NAME):
-        dist = point.dist
-        distribution = dist.metadata["Name"] if dist else point.value
-        if distribution in names:
-            continue
-        version = dist.version if dist else "?"
-        location = str(dist.locate_file("")) if dist else "?"
-        found.setdefault(
-            (distribution, point.name), PluginSource(point.name, distribution, version, location, point.load)
-        )
+        source = _source(point)
+        if _canonical(source.distribution) not in names:
+            found.setdefault((source.distribution, point.name), source)
     return [found[key] for key in sorted(found)]
+
+
+def _source(point: importlib.metadata.EntryPoint) -> PluginSource:
+    dist = point.dist
+    # An interrupted installation leaves distributions without metadata behind, which then have no name.
+    metadata = dist.metadata if dist else None
+    distribution = (metadata["Name"] if metadata else None) or point.value
+    version = (metadata["Version"] if metadata else None) or "?"
+    return PluginSource(point.name, distribution, version, str(dist.locate_file("")) if dist else "?", point.load)
+
+
+def _canonical(distribution: str) -> str:
+    """As package indexes compare names."""
+    return re.sub(r"[-_.]+", "-", distribution.strip()).lower()
 
 
 def _check_api_version(plugin: object, source: PluginSource) -> str | None:

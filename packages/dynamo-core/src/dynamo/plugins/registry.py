@@ -40,15 +40,6 @@ class NamedRegistry(Generic[T]):
         """Add a registration; a name that is taken becomes a conflict, reported when it is asked for."""
         self._entries.setdefault(registration.name, []).append(registration)
 
-    def discard(self, distribution: str) -> None:
-        """Forget what `distribution` registered."""
-        for name in list(self._entries):
-            kept = [r for r in self._entries[name] if r.distribution != distribution]
-            if kept:
-                self._entries[name] = kept
-            else:
-                del self._entries[name]
-
     def names(self) -> list[str]:
         """All names, sorted."""
         return sorted(self._entries)
@@ -95,7 +86,8 @@ class NamedRegistry(Generic[T]):
             return entry.target
         try:
             return cast("T", import_target(entry.target))
-        except ImportError as error:
+        # Foreign code runs here: a missing driver, for one, is an OSError.
+        except Exception as error:
             raise PluginError(
                 f"{self.kind} {name!r} of {entry.distribution} cannot be imported: {error}",
                 hint=f"is everything that {entry.distribution} needs installed? `dynamo doctor` checks.",

@@ -63,7 +63,7 @@ def block_hashes(token_ids: npt.NDArray[np.uint32], block_size: int) -> Uint64Ar
     coefficients = _coefficients(block_size)
     # The sum of (token + 1) * coefficient: + 1 makes token 0 count, so that blocks of zeros differ by their length.
     # A matrix product makes no temporary array of the prompt's size.
-    mixed = blocks @ coefficients + coefficients.sum(dtype=np.uint64)
+    mixed: Uint64Array = blocks @ coefficients + coefficients.sum(dtype=np.uint64)
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(32)

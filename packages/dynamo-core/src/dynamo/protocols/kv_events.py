@@ -11,7 +11,24 @@ from typing import TypeAlias
 
 import msgspec
 
-__all__ = ["AllBlocksCleared", "BlockRemoved", "BlockStored", "EngineKvEvent", "EngineKvEvents"]
+__all__ = [
+    "KV_EVENTS_SUBJECT",
+    "KV_SNAPSHOT_ENDPOINT",
+    "AllBlocksCleared",
+    "BlockRemoved",
+    "BlockStored",
+    "EngineKvEvent",
+    "EngineKvEvents",
+    "HashesRemoved",
+    "HashesStored",
+    "KvEventBatch",
+    "KvSnapshotRequest",
+]
+
+#: Subject of the event plane that carries `KvEventBatch`.
+KV_EVENTS_SUBJECT = "kv_events"
+#: Endpoint of every worker that publishes KV events; answers a `KvSnapshotRequest` with `KvEventBatch` items.
+KV_SNAPSHOT_ENDPOINT = "kv_snapshot"
 
 #: An engine's own name for a block: never compared between workers.
 OpaqueHash: TypeAlias = "int | bytes"
@@ -54,3 +71,47 @@ class EngineKvEvents(msgspec.Struct, omit_defaults=True, frozen=True):
 
     events: list[BlockStored | BlockRemoved | AllBlocksCleared]
     dp_rank: int = 0
+
+
+class HashesStored(msgspec.Struct, omit_defaults=True, frozen=True, tag="s"):
+    """Blocks entered a worker's cache, each the child of the one before it."""
+
+    hashes: bytes
+    """Sequence hashes, packed little-endian uint64."""
+    parent: int | None = None
+    """Sequence hash of the block before the first; None at the start of a sequence."""
+    medium: str = "device"
+
+
+class HashesRemoved(msgspec.Struct, omit_defaults=True, frozen=True, tag="r"):
+    """Blocks left a worker's cache."""
+
+    hashes: bytes
+    """Sequence hashes, packed little-endian uint64."""
+    medium: str = "device"
+
+
+class KvEventBatch(msgspec.Struct, omit_defaults=True, frozen=True):
+    """What one engine step changed in the cache of one rank.
+
+    `sequence` grows by one per batch of (instance, rank, epoch); a hole means that something was lost, and the
+    listener asks the worker's `kv_snapshot` endpoint. A new `epoch` means that the worker began anew. A batch with
+    `snapshot` replaces everything known of this rank: it is the cache's content at `sequence`.
+    """
+
+    instance_id: int
+    dp_rank: int
+    epoch: int
+    sequence: int
+    block_size: int
+    events: list[HashesStored | HashesRemoved | AllBlocksCleared]
+    model: str = ""
+    snapshot: bool = False
+
+
+class KvSnapshotRequest(msgspec.Struct, omit_defaults=True, frozen=True):
+    """Asks for what came after batch `after` of `epoch`: those batches while they are kept, else a snapshot."""
+
+    dp_rank: int = 0
+    epoch: int = 0
+    after: int = -1

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["EngineLoad"]
+__all__ = ["LOAD_SUBJECT", "EngineLoad", "WorkerLoad"]
+
+#: Subject of the event plane that carries `WorkerLoad`.
+LOAD_SUBJECT = "load"
 
 
 class EngineLoad(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -23,3 +26,11 @@ class EngineLoad(msgspec.Struct, omit_defaults=True, frozen=True):
     active_prefill_tokens: int = 0
     """Prompt tokens that are admitted and not yet computed."""
     active_decode_blocks: int = 0
+
+
+class WorkerLoad(msgspec.Struct, omit_defaults=True, frozen=True):
+    """Load of all ranks of one instance, as it is published."""
+
+    instance_id: int
+    model: str
+    ranks: list[EngineLoad]

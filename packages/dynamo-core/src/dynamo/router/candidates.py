@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dynamo.protocols.addressing import WorkerKey
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.routing import RouteRequest
@@ -34,8 +36,9 @@ class CandidateTable:
 
     def put(self, record: InstanceRecord) -> None:
         """Add an instance, or take over its new record; requests in flight stay counted."""
-        ranks = record.card.dp_size if record.card is not None else 1
-        for rank in range(max(1, ranks)):
+        ranks = max(1, record.card.dp_size) if record.card is not None else 1
+        self._keep(lambda key: key.instance_id != record.id or key.dp_rank < ranks)
+        for rank in range(ranks):
             key = WorkerKey(record.id, rank)
             known = self._candidates.get(key)
             if known is None:
@@ -46,7 +49,7 @@ class CandidateTable:
 
     def remove(self, instance_id: int) -> None:
         """Forget an instance."""
-        self._candidates = {key: c for key, c in self._candidates.items() if key.instance_id != instance_id}
+        self._keep(lambda key: key.instance_id != instance_id)
         self._order()
 
     def records(self) -> list[InstanceRecord]:
@@ -61,6 +64,9 @@ class CandidateTable:
         """
         chosen = self._policy.select(request, self._ordered)
         return self._candidates[chosen.key]
+
+    def _keep(self, wanted: Callable[[WorkerKey], bool]) -> None:
+        self._candidates = {key: candidate for key, candidate in self._candidates.items() if wanted(key)}
 
     def _order(self) -> None:
         self._ordered = [self._candidates[key] for key in sorted(self._candidates)]

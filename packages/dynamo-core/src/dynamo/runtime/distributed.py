@@ -9,18 +9,21 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry
 from typing_extensions import Self
 
-from dynamo.errors import ConfigError, DynamoError
+from dynamo.errors import ConfigError, DynamoError, PluginError
 from dynamo.protocols.addressing import EndpointAddress, InstanceId, new_instance_id
 from dynamo.protocols.discovery import Discovery, InstanceRecord
+from dynamo.protocols.event_plane import EventPlane, EventPlaneOptions
 from dynamo.protocols.model_card import ModelDeploymentCard
 from dynamo.protocols.planes import Handler, PlaneOptions, PlaneServer, RequestPlane
 from dynamo.runtime.client import EndpointClient
 from dynamo.runtime.discovery import create_discovery
+from dynamo.runtime.event_plane import create_event_plane
 from dynamo.runtime.health import Health, serve_system_port
 from dynamo.runtime.http import HttpServer
 from dynamo.runtime.instances import Instances
@@ -54,13 +57,21 @@ class DistributedRuntime:
         self.stopping = asyncio.Event()
         self.discovery: Discovery = create_discovery(settings.discovery_url())
         self.request_plane: RequestPlane = create_request_plane(settings.request_plane, _plane_options(settings))
+        self.event_plane: EventPlane | None = (
+            create_event_plane(settings.event_plane, _event_options(settings)) if settings.event_plane else None
+        )
         self.instances = Instances(self.discovery, settings.namespace)
         self.system_server: HttpServer | None = None
         self._plane_server: PlaneServer | None = None
+        self._event_transports: dict[str, str] = {}
         self._records: list[InstanceRecord] = []
 
     async def __aenter__(self) -> Self:
-        await self.start()
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -74,6 +85,7 @@ class DistributedRuntime:
             CannotConnect: the system port is taken.
         """
         await self.discovery.start()
+        await self._start_events()
         self.instances.start()
         if self.settings.system_port >= 0:
             self.system_server = await serve_system_port(
@@ -100,7 +112,7 @@ class DistributedRuntime:
         record = InstanceRecord(
             *address,
             instance_id=self.instance_id,
-            transports={self.settings.request_plane: server.address},
+            transports={self.settings.request_plane: server.address, **self._event_transports},
             card=card,
             metadata=dict(metadata or {}),
         )
@@ -145,9 +157,24 @@ class DistributedRuntime:
         await self.withdraw()
         await self.instances.close()
         await self.request_plane.close()
+        if self.event_plane is not None:
+            await self.event_plane.close()
         await self.discovery.close()
         if self.system_server is not None:
             await self.system_server.close()
+
+    async def _start_events(self) -> None:
+        plane = self.event_plane
+        if plane is None:
+            return
+        address = await plane.start(self.instance_id)
+        if address:
+            self._event_transports = {self.settings.event_plane: address}
+
+        def follow(kind: Literal["put", "delete"], record: InstanceRecord) -> None:
+            (plane.add_peer if kind == "put" else plane.remove_peer)(record)
+
+        self.instances.listen(follow)
 
     async def _listen(self) -> PlaneServer:
         if self._plane_server is None:
@@ -163,12 +190,9 @@ def run_process(settings: RuntimeSettings, body: Callable[[DistributedRuntime], 
     configure_logging(settings.log_level, settings.log_format)
     try:
         _run_loop(_main(settings, body))
-    except ConfigError as error:
-        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(EXIT_CONFIG)
     except DynamoError as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(1)
+        sys.exit(EXIT_CONFIG if isinstance(error, (ConfigError, PluginError)) else 1)
 
 
 async def _main(settings: RuntimeSettings, body: Callable[[DistributedRuntime], Awaitable[None]]) -> None:
@@ -196,22 +220,38 @@ def _run_loop(main: Coroutine[Any, Any, None]) -> None:
         uvloop.run(main)
 
 
-def _plane_options(settings: RuntimeSettings) -> PlaneOptions:
-    secret = settings.plane_secret
-    if settings.plane_secret_file:
-        try:
-            with open(settings.plane_secret_file, encoding="utf-8") as file:  # noqa: PTH123
-                secret = file.read().strip()
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read the plane secret from {settings.plane_secret_file}: {error.strerror}",
-                param="plane_secret_file",
-                hint="check --plane-secret-file or DYN_PLANE_SECRET_FILE",
-            ) from error
-    return PlaneOptions(
-        host=settings.tcp_host,
-        port=settings.tcp_port,
-        secret=secret.encode(),
+def _event_options(settings: RuntimeSettings) -> EventPlaneOptions:
+    return EventPlaneOptions(
+        namespace=settings.namespace,
+        host="127.0.0.1" if settings.tcp_host == "unix" else settings.tcp_host,
+        secret=_plane_secret(settings),
         insecure=settings.insecure_planes,
         state_directory=settings.state_directory() / "planes",
     )
+
+
+def _plane_options(settings: RuntimeSettings) -> PlaneOptions:
+    return PlaneOptions(
+        host=settings.tcp_host,
+        port=settings.tcp_port,
+        secret=_plane_secret(settings),
+        insecure=settings.insecure_planes,
+        state_directory=settings.state_directory() / "planes",
+    )
+
+
+def _plane_secret(settings: RuntimeSettings) -> bytes:
+    if not settings.plane_secret_file:
+        return settings.plane_secret.encode()
+    hint = "check --plane-secret-file or DYN_PLANE_SECRET_FILE"
+    try:
+        secret = Path(settings.plane_secret_file).read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the plane secret from {settings.plane_secret_file}: {error.strerror}",
+            param="plane_secret_file",
+            hint=hint,
+        ) from error
+    if not secret:
+        raise ConfigError(f"{settings.plane_secret_file} holds no secret", param="plane_secret_file", hint=hint)
+    return secret

@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
-from dynamo.errors import DiscoveryError
+from dynamo.errors import DynamoError
+from dynamo.protocols.addressing import EndpointAddress
 from dynamo.protocols.discovery import Discovery, InstanceRecord
 
 __all__ = ["InstanceListener", "Instances"]
@@ -20,16 +21,16 @@ logger = logging.getLogger(__name__)
 #: Called with what happened to a record; in order, on the event loop.
 InstanceListener: TypeAlias = Callable[[Literal["put", "delete"], InstanceRecord], None]
 
-_RETRY_SECONDS = 1.0
-
 
 class Instances:
     """Live table of the instances of one namespace."""
 
-    def __init__(self, discovery: Discovery, namespace: str) -> None:
+    def __init__(self, discovery: Discovery, namespace: str, *, retry_seconds: float = 1.0) -> None:
+        """`retry_seconds` pass between the end of a watch and the next one."""
         self._discovery = discovery
         self._namespace = namespace
-        self._records: dict[int, InstanceRecord] = {}
+        self._retry_seconds = retry_seconds
+        self._records: dict[tuple[EndpointAddress, int], InstanceRecord] = {}
         self._listeners: list[InstanceListener] = []
         self._task: asyncio.Task[None] | None = None
         self.synced = asyncio.Event()
@@ -60,29 +61,35 @@ class Instances:
             try:
                 await self._watch()
                 logger.warning("discovery ended its watch; watching again")
-            except DiscoveryError as error:
+            except DynamoError as error:
                 logger.warning("discovery is not available (%s); going on with what is known", error.message)
-            await asyncio.sleep(_RETRY_SECONDS)
+            except Exception:
+                # A backend may be foreign code: its bug must not freeze for good what this process knows.
+                logger.exception("the watch of discovery failed; going on with what is known")
+            await asyncio.sleep(self._retry_seconds)
 
     async def _watch(self) -> None:
-        seen: set[int] = set()
+        seen: set[tuple[EndpointAddress, int]] = set()
         synced = False
         async for event in self._discovery.watch(self._namespace):
             record = event.record
             if event.kind == "synced" or record is None:
-                for instance_id in [i for i in self._records if i not in seen]:
-                    self._tell("delete", self._records.pop(instance_id))
+                for key in [key for key in self._records if key not in seen]:
+                    self._tell("delete", self._records.pop(key))
                 synced = True
                 self.synced.set()
-            elif event.kind == "delete":
-                if self._records.pop(record.instance_id, None) is not None:
-                    self._tell("delete", record)
-            else:
-                if not synced:
-                    seen.add(record.instance_id)
-                if self._records.get(record.instance_id) != record:
-                    self._records[record.instance_id] = record
-                    self._tell("put", record)
+                continue
+            key = (record.address, record.instance_id)
+            if event.kind == "delete":
+                known = self._records.pop(key, None)
+                if known is not None:
+                    self._tell("delete", known)
+                continue
+            if not synced:
+                seen.add(key)
+            if self._records.get(key) != record:
+                self._records[key] = record
+                self._tell("put", record)
 
     def _tell(self, kind: Literal["put", "delete"], record: InstanceRecord) -> None:
         for listener in self._listeners:

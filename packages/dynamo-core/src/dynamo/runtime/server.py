@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import msgspec
 
-from dynamo.errors import DynamoError, EngineError
+from dynamo.errors import DynamoError, EngineError, EngineShutdown, InvalidRequest
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.planes import Handler, StreamWriter
 
-__all__ = ["iterator_handler"]
+__all__ = ["closing", "iterator_handler"]
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +31,26 @@ def iterator_handler(serve: Callable[[Any, RequestContext], AsyncIterator[Any]],
     tasks: set[asyncio.Task[None]] = set()
 
     def handle(payload: bytes, context: RequestContext, writer: StreamWriter) -> None:
-        request = decode(payload)
+        try:
+            request = decode(payload)
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(f"the request is not what this endpoint takes: {error}") from error
         task = asyncio.get_running_loop().create_task(_pump(serve(request, context), context, writer))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         context.on_cancel(lambda: _cancel_soon(task))
 
     return handle
+
+
+@contextlib.asynccontextmanager
+async def closing(items: AsyncIterator[Any]) -> AsyncIterator[None]:
+    """Close `items` at the end, if it is a generator: what it holds is freed now, not when it is collected."""
+    try:
+        yield
+    finally:
+        if isinstance(items, AsyncGenerator):
+            await items.aclose()
 
 
 #: A cancelled generator gets this long to end by itself, with its last item.
@@ -50,15 +64,19 @@ def _cancel_soon(task: asyncio.Task[None]) -> None:
 
 async def _pump(items: AsyncIterator[Any], context: RequestContext, writer: StreamWriter) -> None:
     try:
-        async for item in items:
-            writer.send(_encode(item))
-            if not writer.writable:
-                await _writable(writer)
+        async with closing(items):
+            async for item in items:
+                writer.send(_encode(item))
+                if not writer.writable:
+                    await _writable(writer)
         writer.end()
     except DynamoError as error:
         writer.fail(error)
     except asyncio.CancelledError:
-        writer.end()
+        if context.cancelled:
+            writer.end()
+        else:
+            writer.fail(EngineShutdown(f"request {context.request_id} was given up by the process that served it"))
     except Exception as error:
         logger.exception("request %s failed", context.request_id)
         writer.fail(EngineError(f"{type(error).__name__}: {error}"))

@@ -33,6 +33,8 @@ class RuntimeSettings(Settings):
     """Directory of this deployment's files on this machine; empty: one per user."""
     request_plane: str = setting("tcp", env=("DYN_REQUEST_PLANE",))
     """How requests travel to workers."""
+    event_plane: str = setting("zmq", env=("DYN_EVENT_PLANE",))
+    """How KV events and load travel; empty: not at all."""
     tcp_host: str = setting("127.0.0.1", env=("DYN_TCP_RPC_HOST",), flags=("--tcp-host",))
     """Address that this process listens on for requests of its peers, and announces."""
     tcp_port: int = setting(0, env=("DYN_TCP_RPC_PORT",), flags=("--tcp-port",), ge=0, le=65535)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
 
-from dynamo.errors import ConfigError, EngineShutdown, StreamIncomplete
+from dynamo.errors import Cancelled, ConfigError, EngineShutdown, StreamIncomplete
 from dynamo.preprocessor.artifacts import collect
 from dynamo.protocols.addressing import EndpointAddress
 from dynamo.protocols.context import RequestContext
-from dynamo.protocols.engine import EngineConfig, LLMEngine
+from dynamo.protocols.engine import EngineConfig, KvEventSource, LLMEngine, LoadSource
+from dynamo.protocols.kv_events import KV_EVENTS_SUBJECT, KV_SNAPSHOT_ENDPOINT, KvSnapshotRequest
 from dynamo.protocols.llm import DisaggregationMode, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.model_card import ARTIFACTS_ENDPOINT, ArtifactRequest, ModelDeploymentCard, ModelType
 from dynamo.runtime.distributed import DistributedRuntime
-from dynamo.runtime.server import iterator_handler
+from dynamo.runtime.server import closing, iterator_handler
 from dynamo.worker.artifacts import ArtifactServer
+from dynamo.worker.kv_publisher import KvEventPublisher
+from dynamo.worker.load_publisher import publish_load
 from dynamo.worker.metrics import WorkerMetrics
 from dynamo.worker.settings import WorkerSettings
 
@@ -35,7 +39,7 @@ class Worker:
         self._runtime = runtime
         self._ready = False
         self._death: EngineShutdown | None = None
-        self._aborts: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()
         self._metrics = WorkerMetrics(runtime, settings, engine)
 
     async def run(self) -> None:
@@ -61,19 +65,27 @@ class Worker:
             await self._drain()
         finally:
             self._ready = False
+            for task in list(self._background):
+                task.cancel()
+            await asyncio.gather(*self._background, return_exceptions=True)
             await self._engine.cleanup()
         if self._death is not None:
             raise self._death
 
     async def generate(self, request: PreprocessedRequest, context: RequestContext) -> AsyncIterator[LLMEngineOutput]:
         """Serve one request; the only way in which it is cancelled is ``context.cancel()``."""
+        if context.cancelled:
+            # The abort would come before the engine knows the request, and so to nothing.
+            raise Cancelled(f"request {request.request_id} was cancelled before it began")
         context.on_cancel(lambda: self._abort(request.request_id))
         finished = False
         try:
-            async for output in self._engine.generate(request, context):
-                finished = finished or output.finish_reason is not None
-                self._metrics.count_output(output)
-                yield output
+            outputs = self._engine.generate(request, context)
+            async with closing(outputs):
+                async for output in outputs:
+                    finished = finished or output.finish_reason is not None
+                    self._metrics.count_output(output)
+                    yield output
         except EngineShutdown as error:
             self._engine_died(error)
             raise
@@ -102,7 +114,38 @@ class Worker:
             files = ArtifactServer(config.model_directory, card.artifacts)
             artifacts = EndpointAddress.of(runtime.settings.namespace, settings.component, ARTIFACTS_ENDPOINT)
             await runtime.serve_endpoint(artifacts, iterator_handler(files.serve, ArtifactRequest), announce=False)
+        await self._publish(config)
         await runtime.serve_endpoint(address, iterator_handler(self.generate, PreprocessedRequest), card=card)
+
+    async def _publish(self, config: EngineConfig) -> None:
+        """Publish KV events and load, as far as the engine has them and there is an event plane."""
+        runtime, engine = self._runtime, self._engine
+        plane = runtime.event_plane
+        if plane is None:
+            return
+        if config.capabilities.kv_events and isinstance(engine, KvEventSource):
+            publisher = KvEventPublisher(
+                runtime.instance_id,
+                config.model,
+                config.block_size_tokens,
+                lambda payload: plane.publish(KV_EVENTS_SUBJECT, payload),
+            )
+            address = EndpointAddress.of(runtime.settings.namespace, self._settings.component, KV_SNAPSHOT_ENDPOINT)
+            handler = iterator_handler(publisher.snapshot, KvSnapshotRequest)
+            await runtime.serve_endpoint(address, handler, announce=False)
+            self._spawn(publisher.follow(engine.kv_events()))
+        if config.capabilities.load and isinstance(engine, LoadSource):
+            self._spawn(publish_load(engine, plane, runtime.instance_id, config.model))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("background work of the worker failed", exc_info=task.exception())
 
     async def _drain(self) -> None:
         grace = self._settings.drain_grace_seconds if self._death is None else 0.0
@@ -111,9 +154,7 @@ class Worker:
         await self._engine.drain(1.0)
 
     def _abort(self, request_id: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._engine.abort(request_id))
-        self._aborts.add(task)
-        task.add_done_callback(self._aborts.discard)
+        self._spawn(self._engine.abort(request_id))
 
     def _engine_died(self, error: EngineShutdown) -> None:
         if self._death is None and not self._runtime.stopping.is_set():

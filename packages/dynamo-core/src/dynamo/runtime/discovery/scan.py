@@ -117,7 +117,7 @@ class LeaseScanner:
                     running[owner] = process.runs(*owner)
                 holds = running[owner]
             if holds:
-                records[RecordKey.of(lease.record)] = lease.record
+                records[RecordKey(lease.record.address, lease.record.instance_id)] = lease.record
             else:
                 self._remove(name)
         return records

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 from collections.abc import Coroutine
 from pathlib import Path
@@ -15,10 +14,11 @@ from dynamo.protocols.addressing import format_instance_id
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.planes import Handler, PlaneOptions, PlaneStream, ResponseSink
+from dynamo.runtime.hosts import announced_host, is_local
 from dynamo.runtime.request_plane.client import ClientConnection
 from dynamo.runtime.request_plane.server import ServerConnection
 
-__all__ = ["TcpRequestPlane", "TcpServer"]
+__all__ = ["TcpRequestPlane", "TcpServer", "split_address"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class TcpServer:
                 server = await loop.create_server(self._accept, options.host, options.port, backlog=1024)
                 self._server = server
                 host, port = server.sockets[0].getsockname()[:2]
+                host = announced_host(host)
                 self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         except OSError as error:
             raise CannotConnect(
@@ -99,7 +100,7 @@ class TcpRequestPlane:
     async def serve(self, instance_id: int) -> TcpServer:
         """Start listening; see `dynamo.protocols.planes.RequestPlane.serve`."""
         options = self._options
-        if not options.secret and not options.insecure and not _is_local(options.host):
+        if not options.secret and not options.insecure and not is_local(options.host):
             raise ConfigError(
                 f"other machines can reach {options.host}, and there is no plane secret",
                 param="plane_secret",
@@ -164,12 +165,3 @@ def split_address(address: str) -> tuple[str, int]:
     if not host or not port.isdigit():
         raise CannotConnect(f"{address!r} is not an address of the form host:port")
     return host.strip("[]"), int(port)
-
-
-def _is_local(host: str) -> bool:
-    if host in ("unix", "localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

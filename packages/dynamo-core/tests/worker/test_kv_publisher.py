@@ -1,0 +1,195 @@
+"""KV events of an engine as routers see them: our hashes, numbers without holes, snapshots that agree."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import numpy as np
+import pytest
+
+from dynamo.protocols.hashing import seed_of, sequence_hashes
+from dynamo.protocols.kv_events import (
+    AllBlocksCleared,
+    BlockRemoved,
+    BlockStored,
+    EngineKvEvents,
+    HashesRemoved,
+    HashesStored,
+    KvEventBatch,
+    KvSnapshotRequest,
+)
+from dynamo.runtime.context import Context
+from dynamo.worker.kv_publisher import REPLAY_BATCHES, KvEventPublisher
+
+BLOCK = 4
+
+
+def ours(tokens, **seed):
+    return sequence_hashes(np.asarray(tokens, dtype=np.uint32), BLOCK, seed_of(**seed)).tolist()
+
+
+def hashes_of(event):
+    return np.frombuffer(event.hashes, dtype="<u8").tolist()
+
+
+class Index:
+    """The simplest listener: applies batches to a set."""
+
+    def __init__(self):
+        self.blocks = set()
+
+    def apply(self, batch: KvEventBatch):
+        if batch.snapshot:
+            self.blocks.clear()
+        for event in batch.events:
+            if isinstance(event, HashesStored):
+                self.blocks.update((event.medium, h) for h in hashes_of(event))
+            elif isinstance(event, HashesRemoved):
+                self.blocks.difference_update((event.medium, h) for h in hashes_of(event))
+            else:
+                self.blocks.clear()
+
+
+@pytest.fixture
+def published():
+    return []
+
+
+@pytest.fixture
+def publisher(published):
+    decode = msgspec.msgpack.Decoder(KvEventBatch).decode
+    return KvEventPublisher(5, "m", BLOCK, lambda payload: published.append(decode(payload)))
+
+
+async def snapshot(publisher, **request):
+    return [batch async for batch in publisher.snapshot(KvSnapshotRequest(**request), Context("s"))]
+
+
+def test_stored_blocks_get_the_hashes_that_a_prompt_gets(publisher, published):
+    tokens = list(range(12))
+    publisher.take(EngineKvEvents([BlockStored(["a", "b"], tokens[:8], BLOCK)]))
+    publisher.take(EngineKvEvents([BlockStored(["c"], tokens[8:], BLOCK, parent_hash="b")]))
+    assert [h for batch in published for event in batch.events for h in hashes_of(event)] == ours(tokens)
+    assert published[1].events[0].parent == ours(tokens)[1]
+    assert [(b.instance_id, b.model, b.sequence, b.block_size) for b in published] == [(5, "m", 0, 4), (5, "m", 1, 4)]
+
+
+def test_salt_and_adapter_enter_the_hashes(publisher, published):
+    publisher.take(EngineKvEvents([BlockStored([1], [1, 2, 3, 4], BLOCK, lora="x", cache_salt="y")]))
+    assert hashes_of(published[0].events[0]) == ours([1, 2, 3, 4], lora="x", cache_salt="y")
+
+
+def test_a_removal_names_what_was_stored(publisher, published):
+    publisher.take(EngineKvEvents([BlockStored([1, 2], list(range(8)), BLOCK), BlockRemoved([2])]))
+    assert hashes_of(published[0].events[1]) == [ours(list(range(8)))[1]]
+
+
+def test_unknown_parents_and_removals_are_dropped_and_counted(publisher, published):
+    publisher.take(EngineKvEvents([BlockStored([7], [1, 2, 3, 4], BLOCK, parent_hash=99), BlockRemoved([123])]))
+    assert published == []
+    assert publisher.mirror(0).orphans == 1
+
+
+def test_the_last_of_two_copies_counts(publisher, published):
+    """Engines may hold the same tokens twice under hashes of their own."""
+    publisher.take(EngineKvEvents([BlockStored([1], [1, 2, 3, 4], BLOCK), BlockStored([2], [1, 2, 3, 4], BLOCK)]))
+    publisher.take(EngineKvEvents([BlockRemoved([1])]))
+    assert len(published) == 1
+    publisher.take(EngineKvEvents([BlockRemoved([2])]))
+    assert hashes_of(published[1].events[0]) == ours([1, 2, 3, 4])
+
+
+def test_ranks_have_numbers_of_their_own(publisher, published):
+    for rank in (0, 1, 0):
+        publisher.take(EngineKvEvents([BlockStored([rank], [1, 2, 3, rank], BLOCK)], dp_rank=rank))
+    assert [(batch.dp_rank, batch.sequence) for batch in published] == [(0, 0), (1, 0), (0, 1)]
+
+
+async def test_a_small_gap_is_replayed(publisher, published):
+    for number in range(10):
+        publisher.take(EngineKvEvents([BlockStored([number], [number] * 4, BLOCK)]))
+    replayed = await snapshot(publisher, epoch=publisher.epoch, after=6)
+    assert [batch.sequence for batch in replayed] == [7, 8, 9]
+    assert not any(batch.snapshot for batch in replayed)
+    assert replayed == published[7:]
+
+
+@pytest.mark.parametrize("request_fields", [{}, {"epoch": 1, "after": 3}])
+async def test_a_stranger_gets_a_snapshot(publisher, request_fields):
+    publisher.take(EngineKvEvents([BlockStored([1, 2, 3], list(range(12)), BLOCK), BlockRemoved([3])]))
+    (batch,) = await snapshot(publisher, **request_fields)
+    assert batch.snapshot
+    assert batch.sequence == 0
+    assert [hashes_of(event) for event in batch.events] == [ours(list(range(12)))[:2]]
+
+
+async def test_a_gap_beyond_the_buffer_is_a_snapshot(publisher):
+    for number in range(REPLAY_BATCHES + 5):
+        publisher.take(EngineKvEvents([BlockStored([number], [number] * 4, BLOCK)]))
+    batches = await snapshot(publisher, epoch=publisher.epoch, after=2)
+    assert batches[0].snapshot
+    assert batches[-1].sequence == REPLAY_BATCHES + 4
+    index = Index()
+    for batch in batches:
+        index.apply(batch)
+    assert len(index.blocks) == REPLAY_BATCHES + 5
+
+
+async def test_an_empty_cache_has_a_snapshot_too(publisher):
+    (batch,) = await snapshot(publisher)
+    assert batch.snapshot
+    assert (batch.events, batch.sequence) == ([], -1)
+
+
+async def test_random_lives_keep_listener_snapshot_and_truth_equal(publisher, published):
+    """A tree of prefixes is stored and evicted leaf first, as engines do; media and clears are mixed in."""
+    rng = random.Random(3)
+    truth: dict[int, tuple[str, int]] = {}
+    nodes: dict[int, tuple[list[int], str]] = {}
+    children: dict[int, int] = {}
+    for opaque in range(3000):
+        kind = rng.random()
+        if kind < 0.65 or not nodes:
+            parent = rng.choice([None, *nodes]) if nodes else None
+            medium = nodes[parent][1] if parent is not None else rng.choice(["device", "host"])
+            tokens = (nodes[parent][0] if parent is not None else []) + [rng.randrange(3) for _ in range(BLOCK)]
+            event = BlockStored([opaque], tokens[-BLOCK:], BLOCK, parent_hash=parent, medium=medium)
+            nodes[opaque] = (tokens, medium)
+            children[opaque] = 0
+            if parent is not None:
+                children[parent] += 1
+            truth[opaque] = (medium, ours(tokens)[-1])
+        elif kind < 0.999:
+            leaves = [node for node in nodes if not children[node]]
+            opaque = rng.choice(leaves)
+            event = BlockRemoved([opaque], medium=nodes[opaque][1])
+            del nodes[opaque], truth[opaque]
+            children = {node: 0 for node in nodes}
+            for event_tokens, _ in nodes.values():
+                for node, (tokens, _) in nodes.items():
+                    if len(tokens) + BLOCK == len(event_tokens) and event_tokens[: len(tokens)] == tokens:
+                        children[node] += 1
+            if len(nodes) > 60:
+                continue
+        else:
+            event = AllBlocksCleared()
+            nodes.clear()
+            truth.clear()
+            children.clear()
+        publisher.take(EngineKvEvents([event]))
+        if len(nodes) > 60:
+            for node in list(nodes):
+                publisher.take(EngineKvEvents([BlockRemoved([node], medium=nodes[node][1])]))
+            nodes.clear()
+            truth.clear()
+            children.clear()
+    assert [batch.sequence for batch in published] == list(range(len(published)))
+    listener = Index()
+    for batch in published:
+        listener.apply(batch)
+    assert listener.blocks == set(truth.values())
+    fresh = Index()
+    for batch in await snapshot(publisher):
+        fresh.apply(batch)
+    assert fresh.blocks == set(truth.values())
