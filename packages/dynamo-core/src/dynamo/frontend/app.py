@@ -14,6 +14,8 @@ from dynamo.frontend.settings import FrontendSettings
 from dynamo.plugins import plugins
 from dynamo.preprocessor.artifacts import ArtifactCache
 from dynamo.protocols.addressing import format_instance_id
+from dynamo.protocols.load import LOAD_SUBJECT
+from dynamo.router.candidates import CandidateTable
 from dynamo.router.policy import policy_for_mode
 from dynamo.router.settings import RouterSettings
 from dynamo.runtime.distributed import DistributedRuntime
@@ -35,7 +37,9 @@ class Frontend:
         policy_for_mode(router.router_mode, plugins())
         cache = ArtifactCache(Path(settings.artifact_cache_dir or runtime.settings.state_directory() / "artifacts"))
         fetcher = ArtifactFetcher(runtime.request_plane, cache)
-        self.models = ServedModels(fetcher, lambda: policy_for_mode(router.router_mode, plugins()))
+        self.models = ServedModels(
+            fetcher, lambda: CandidateTable(policy_for_mode(router.router_mode, plugins()), router)
+        )
         self.server = HttpServer(HttpLimits(body_bytes=settings.http_body_limit_mib << 20))
         self._pipeline = Pipeline(self.models, runtime.request_plane, FrontendMetrics(runtime.metrics), settings)
         self._routes()
@@ -50,6 +54,8 @@ class Frontend:
         runtime.health.require("discovery", self._discovery_state)
         port = await self.server.listen(settings.http_host, settings.http_port, flag="--http-port")
         runtime.instances.listen(self.models.on_instance)
+        if runtime.event_plane is not None:
+            await runtime.event_plane.subscribe(LOAD_SUBJECT, self.models.on_load)
         logger.info("listening on http://%s:%d", settings.http_host, port)
         try:
             await runtime.stopping.wait()

@@ -7,6 +7,7 @@ since the last one, and leads to at most one call of the consumer.
 from __future__ import annotations
 
 import logging
+import time
 from typing import Protocol
 
 import msgspec
@@ -101,10 +102,11 @@ class Generation:
                 lora=request.lora,
                 priority=request.priority,
                 excluded=self._failed_instances,
-            )
+            ),
+            time.monotonic(),
         )
         request.dp_rank = candidate.key.dp_rank
-        candidate.active_requests += 1
+        candidate.sent()
         self._candidate = candidate
         self._booked = True
         self._context = Context(
@@ -134,6 +136,8 @@ class Generation:
         """Outputs of the engine."""
         if self._done:
             return
+        if not self._token_ids and self._candidate is not None:
+            self._candidate.breaker.succeeded()
         output = _decode(items[0])
         for item in items[1:]:
             _merge(output, _decode(item))
@@ -148,6 +152,8 @@ class Generation:
         """The worker failed: go on elsewhere if that is allowed, else tell the client."""
         if self._done:
             return
+        if self._candidate is not None:
+            self._candidate.failed(error, time.monotonic())
         self._release()
         if not self._may_migrate(error):
             self._fail(error)
@@ -221,7 +227,7 @@ class Generation:
         if self._booked:
             self._booked = False
             assert self._candidate is not None
-            self._candidate.active_requests -= 1
+            self._candidate.ended()
 
     def _may_migrate(self, error: DynamoError) -> bool:
         if error.retry is not Retry.OTHER_WORKER or self._migrations_left <= 0:

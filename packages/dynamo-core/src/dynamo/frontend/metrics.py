@@ -18,6 +18,8 @@ class FrontendMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         prefix = "dynamo_frontend"
+        self.open_requests = 0
+        """Requests in work now, over all models."""
         self.requests = Counter(
             f"{prefix}_requests",
             "Requests that ended.",
@@ -78,6 +80,7 @@ class RequestMetrics:
         self._open = True
         self._was_cancelled = False
         self.prompt_tokens = 0
+        families.open_requests += 1
         families.inflight.labels(model).inc()
 
     def tokens(self, count: int) -> None:
@@ -101,6 +104,7 @@ class RequestMetrics:
             return
         self._open = False
         families, model = self._families, self._model
+        families.open_requests -= 1
         families.inflight.labels(model).dec()
         if self._was_cancelled:
             families.cancellations.labels(model).inc()

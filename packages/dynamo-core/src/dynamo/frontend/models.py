@@ -8,18 +8,21 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
+import msgspec
+
 from dynamo.errors import DynamoError, ModelNotFound, NoInstances
 from dynamo.frontend.artifact_fetch import ArtifactFetcher
 from dynamo.preprocessor import TextModel
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.llm import DisaggregationMode
+from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import ModelDeploymentCard
 from dynamo.router.candidates import CandidateTable
-from dynamo.router.policy import RouterPolicy
 
 __all__ = ["ServedModel", "ServedModels"]
 
 logger = logging.getLogger(__name__)
+_decode_load = msgspec.msgpack.Decoder(WorkerLoad).decode
 
 
 class ServedModel:
@@ -42,9 +45,9 @@ class ServedModel:
 class ServedModels:
     """Models by name and alias, kept current by discovery."""
 
-    def __init__(self, fetcher: ArtifactFetcher, make_policy: Callable[[], RouterPolicy]) -> None:
+    def __init__(self, fetcher: ArtifactFetcher, make_candidates: Callable[[], CandidateTable]) -> None:
         self._fetcher = fetcher
-        self._make_policy = make_policy
+        self._make_candidates = make_candidates
         self._models: dict[str, ServedModel] = {}
         self._names: dict[str, str] = {}
         self._pending: dict[str, list[InstanceRecord]] = {}
@@ -81,6 +84,17 @@ class ServedModels:
         """Every name and alias of the models that are ready."""
         ready = {model.name: model for model in self.ready()}
         return {name: ready[target] for name, target in sorted(self._names.items()) if target in ready}
+
+    def on_load(self, payload: bytes) -> None:
+        """Listener of the event plane: what a worker says of its load."""
+        try:
+            load = _decode_load(payload)
+        except msgspec.MsgspecError as error:
+            logger.warning("a load message is not readable: %s", error)
+            return
+        model = self._models.get(load.model)
+        if model is not None:
+            model.candidates.take_load(load, time.monotonic())
 
     async def close(self) -> None:
         """Stop what is being fetched."""
@@ -140,7 +154,7 @@ class ServedModels:
                     waiting.append(waiting.pop(waiting.index(record)))
                 await asyncio.sleep(0.5)
                 continue
-            model = ServedModel(card, text, CandidateTable(self._make_policy()))
+            model = ServedModel(card, text, self._make_candidates())
             self._models[name] = model
             for waiting_record in self._pending.pop(name):
                 if waiting_record.card is not None:

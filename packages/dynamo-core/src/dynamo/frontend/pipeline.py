@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from dynamo.errors import DynamoError, InvalidRequest
+from dynamo.errors import DynamoError, InvalidRequest, Overloaded
 from dynamo.frontend.answers import Answer, AnswerFormat, StreamedAnswer, WholeAnswer
 from dynamo.frontend.formats import ChatFormat, CompletionFormat
 from dynamo.frontend.generation import Generation
@@ -70,6 +70,7 @@ class Pipeline:
     def chat(self, exchange: Exchange) -> None:
         """Route handler of chat completions."""
         with _Refusals(self._metrics, exchange, "chat_completions"):
+            self._admit()
             request = decode_body(exchange.body, ChatRequest)
             check_common(request, max_stop_strings=self._settings.max_stop_strings)
             check_chat(request)
@@ -94,6 +95,7 @@ class Pipeline:
     def completions(self, exchange: Exchange) -> None:
         """Route handler of completions."""
         with _Refusals(self._metrics, exchange, "completions"):
+            self._admit()
             request = decode_body(exchange.body, CompletionRequest)
             check_common(request, max_stop_strings=self._settings.max_stop_strings)
             check_completion(request)
@@ -122,6 +124,13 @@ class Pipeline:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _admit(self) -> None:
+        """Refuse before anything is read when too much is open already."""
+        if self._metrics.open_requests >= self._settings.max_inflight_requests:
+            raise Overloaded(
+                f"this frontend has {self._metrics.open_requests} open requests, its limit", retry_after_seconds=1
+            )
 
     def _begin(self, job: _Job, prompts: Prompts) -> None:
         if isinstance(prompts, list):

@@ -22,6 +22,8 @@ class FrontendSettings(Settings):
     """Largest request body in MiB; beyond it the answer is 413."""
     request_timeout_seconds: float = setting(600.0, env=("DYN_REQUEST_TIMEOUT_SECONDS",), gt=0)
     """A request that takes longer is cancelled."""
+    max_inflight_requests: int = setting(10_000, env=("DYN_MAX_INFLIGHT_REQUESTS",), ge=1)
+    """Open requests of this process; beyond it the answer is 503 with Retry-After."""
     migration_limit: int = setting(3, env=("DYN_MIGRATION_LIMIT",), ge=0)
     """How often one stream may move to another worker after losing its own."""
     max_choices: int = setting(16, env=("DYN_MAX_CHOICES",), ge=1)

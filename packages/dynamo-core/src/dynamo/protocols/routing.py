@@ -10,6 +10,7 @@ import msgspec
 from dynamo.protocols.addressing import WorkerKey
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.llm import DisaggregationMode
+from dynamo.protocols.load import EngineLoad
 
 __all__ = ["CandidateView", "RouteRequest", "WorkerFilter", "WorkerPicker", "WorkerScorer"]
 
@@ -45,6 +46,11 @@ class CandidateView(Protocol):
     @property
     def active_requests(self) -> int:
         """Requests that this router sent and that have not ended."""
+        ...
+
+    @property
+    def load(self) -> EngineLoad | None:
+        """What the worker last said of itself; None when it says nothing, or has not for some seconds."""
         ...
 
 

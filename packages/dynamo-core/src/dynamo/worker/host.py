@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from dynamo.errors import Cancelled, ConfigError, EngineShutdown, StreamIncomplete
+from dynamo.errors import Cancelled, ConfigError, EngineShutdown, Overloaded, StreamIncomplete
 from dynamo.preprocessor.artifacts import collect
 from dynamo.protocols.addressing import EndpointAddress
 from dynamo.protocols.context import RequestContext
@@ -19,6 +19,7 @@ from dynamo.protocols.model_card import ARTIFACTS_ENDPOINT, ArtifactRequest, Mod
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.server import closing, iterator_handler
 from dynamo.worker.artifacts import ArtifactServer
+from dynamo.worker.canary import Canary
 from dynamo.worker.kv_publisher import KvEventPublisher
 from dynamo.worker.load_publisher import publish_load
 from dynamo.worker.metrics import WorkerMetrics
@@ -41,6 +42,9 @@ class Worker:
         self._death: EngineShutdown | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._metrics = WorkerMetrics(runtime, settings, engine)
+        self._running = 0
+        self._last_output = time.monotonic()
+        self._canary: Canary | None = None
 
     async def run(self) -> None:
         """Start, serve until the runtime stops, drain.
@@ -58,6 +62,7 @@ class Worker:
                 return
             await self._announce(config)
             self._ready = True
+            self._start_canary(config)
             logger.info(
                 "worker %s of %r is ready after %.1f s", self._backend, config.model, time.monotonic() - started
             )
@@ -77,19 +82,24 @@ class Worker:
         if context.cancelled:
             # The abort would come before the engine knows the request, and so to nothing.
             raise Cancelled(f"request {request.request_id} was cancelled before it began")
+        if self._running >= self._settings.engine_request_limit:
+            raise Overloaded(f"this worker has {self._running} requests, its limit", retry_after_seconds=1)
         context.on_cancel(lambda: self._abort(request.request_id))
         finished = False
+        self._running += 1
         try:
             outputs = self._engine.generate(request, context)
             async with closing(outputs):
                 async for output in outputs:
                     finished = finished or output.finish_reason is not None
+                    self._last_output = time.monotonic()
                     self._metrics.count_output(output)
                     yield output
         except EngineShutdown as error:
             self._engine_died(error)
             raise
         finally:
+            self._running -= 1
             self._metrics.count_request(cancelled=context.cancelled)
         if not finished:
             raise StreamIncomplete(f"engine {self._backend} ended request {request.request_id} without a finish reason")
@@ -137,6 +147,18 @@ class Worker:
         if config.capabilities.load and isinstance(engine, LoadSource):
             self._spawn(publish_load(engine, plane, runtime.instance_id, config.model))
 
+    def _start_canary(self, config: EngineConfig) -> None:
+        settings = self._settings
+        if settings.canary_interval_seconds:
+            self._canary = Canary(
+                self.generate,
+                lambda: self._last_output,
+                config.model,
+                interval_seconds=settings.canary_interval_seconds,
+                timeout_seconds=settings.canary_timeout_seconds,
+            )
+            self._spawn(self._canary.run())
+
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
@@ -165,7 +187,9 @@ class Worker:
     def _engine_state(self) -> str | None:
         if self._death is not None:
             return self._death.message
-        return None if self._ready else "the engine is starting"
+        if not self._ready:
+            return "the engine is starting"
+        return self._canary.failure if self._canary is not None else None
 
 
 def model_card(config: EngineConfig, backend: str, settings: WorkerSettings) -> ModelDeploymentCard:

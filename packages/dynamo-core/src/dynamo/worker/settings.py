@@ -34,5 +34,11 @@ class WorkerSettings(Settings):
     """How frontends read tool calls out of this model's text; empty: as the engine says."""
     reasoning_parser: str = setting("", env=("DYN_REASONING_PARSER",), flags=("--dyn-reasoning-parser",))
     """How frontends read reasoning out of this model's text; empty: as the engine says."""
+    engine_request_limit: int = setting(4096, env=("DYN_ENGINE_REQUEST_LIMIT",), ge=1)
+    """Requests that may be in the engine at once; beyond it they are refused and tried elsewhere."""
+    canary_interval_seconds: float = setting(0.0, env=("DYN_CANARY_INTERVAL_SECONDS",), ge=0)
+    """Idle time after which a one-token request proves that the engine still answers; 0: never."""
+    canary_timeout_seconds: float = setting(30.0, env=("DYN_CANARY_TIMEOUT_SECONDS",), gt=0)
+    """How long that request may take before this worker counts as not healthy."""
     drain_grace_seconds: float = setting(30.0, env=("DYN_DRAIN_GRACE_SECONDS",), ge=0)
     """How long running requests may go on after SIGTERM."""
