@@ -31,7 +31,7 @@ def main(**flags: Any) -> None:
     async def body(runtime: DistributedRuntime) -> None:
         await Frontend(settings, router, runtime).run()
 
-    run_process(runtime_settings, body)
+    run_process(runtime_settings, body, "dynamo-frontend")
 
 
 if __name__ == "__main__":

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from pathlib import Path
 from typing import Any
 
+from dynamo.frontend.access_log import AccessLog
 from dynamo.frontend.artifact_fetch import ArtifactFetcher
 from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
@@ -41,7 +43,10 @@ class Frontend:
             fetcher, lambda: CandidateTable(policy_for_mode(router.router_mode, plugins()), router)
         )
         self.server = HttpServer(HttpLimits(body_bytes=settings.http_body_limit_mib << 20))
-        self._pipeline = Pipeline(self.models, runtime.request_plane, FrontendMetrics(runtime.metrics), settings)
+        metrics = FrontendMetrics(runtime.metrics)
+        self._access_log = AccessLog(settings.access_log) if settings.access_log else None
+        metrics.access_log = self._access_log
+        self._pipeline = Pipeline(self.models, runtime.request_plane, metrics, runtime.tracing, settings)
         self._routes()
 
     async def run(self) -> None:
@@ -63,6 +68,8 @@ class Frontend:
             await self.server.close(settings.drain_grace_seconds)
             await self._pipeline.close()
             await self.models.close()
+            if self._access_log is not None:
+                await asyncio.to_thread(self._access_log.close)
 
     def _routes(self) -> None:
         server = self.server

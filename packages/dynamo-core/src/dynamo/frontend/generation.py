@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -16,13 +16,15 @@ from dynamo.errors import DynamoError, EngineError, Retry, StreamIncomplete
 from dynamo.frontend.metrics import RequestMetrics
 from dynamo.frontend.models import ServedModel
 from dynamo.preprocessor.detokenizer import Detokenizer
+from dynamo.protocols.addressing import format_instance_id
 from dynamo.protocols.llm import LLMEngineOutput, PreprocessedRequest, TokenLogprob, Usage, pack_token_ids
 from dynamo.protocols.planes import PlaneStream, RequestPlane
 from dynamo.protocols.routing import RouteRequest
 from dynamo.router.candidates import Candidate
 from dynamo.runtime.context import Context
+from dynamo.runtime.tracing import Span, Tracing
 
-__all__ = ["Delta", "Generation", "GenerationConsumer"]
+__all__ = ["Delta", "Generation", "GenerationConsumer", "Services"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,14 @@ class GenerationConsumer(Protocol):
         ...
 
 
+class Services(NamedTuple):
+    """What all generations of a frontend use."""
+
+    plane: RequestPlane
+    tracing: Tracing
+    migration_limit: int
+
+
 class Generation:
     """Implements `dynamo.protocols.planes.ResponseSink` for one choice."""
 
@@ -65,18 +75,19 @@ class Generation:
         model: ServedModel,
         detokenizer: Detokenizer,
         consumer: GenerationConsumer,
-        plane: RequestPlane,
         metrics: RequestMetrics,
-        migration_limit: int,
+        services: Services,
     ) -> None:
         self.choice = choice
         self._request = request
         self._model = model
         self._detokenizer = detokenizer
         self._consumer = consumer
-        self._plane = plane
+        self._plane = services.plane
         self._metrics = metrics
-        self._migrations_left = migration_limit
+        self._tracing = services.tracing
+        self._span: Span | None = None
+        self._migrations_left = services.migration_limit
         self._prompt_tokens = len(request.token_ids) // 4
         self._token_ids: list[int] = []
         self._cached_tokens = 0
@@ -109,6 +120,9 @@ class Generation:
         candidate.sent()
         self._candidate = candidate
         self._booked = True
+        worker = format_instance_id(candidate.key.instance_id)
+        self._span = self._tracing.span("route", self._metrics.span.context, {"worker": worker, "choice": self.choice})
+        request.trace = self._span.context
         self._context = Context(
             request.request_id, deadline_unix_seconds=request.deadline_unix_seconds, trace=request.trace
         )
@@ -154,6 +168,8 @@ class Generation:
             return
         if self._candidate is not None:
             self._candidate.failed(error, time.monotonic())
+        if self._span is not None:
+            self._span.end(error.code)
         self._release()
         if not self._may_migrate(error):
             self._fail(error)
@@ -219,6 +235,8 @@ class Generation:
 
     def _end(self, *, stop_engine: bool) -> None:
         self._done = True
+        if self._span is not None:
+            self._span.end()
         self._release()
         if stop_engine and self._context is not None:
             self._context.cancel()

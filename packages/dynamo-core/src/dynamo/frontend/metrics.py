@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from dynamo.frontend.access_log import AccessLog
+from dynamo.runtime.tracing import Span
 
 __all__ = ["FrontendMetrics", "RequestMetrics"]
 
@@ -18,6 +22,7 @@ class FrontendMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         prefix = "dynamo_frontend"
+        self.access_log: AccessLog | None = None
         self.open_requests = 0
         """Requests in work now, over all models."""
         self.requests = Counter(
@@ -42,9 +47,9 @@ class FrontendMetrics:
         self.isl = _histogram(registry, f"{prefix}_input_sequence_tokens", "Prompt tokens.", _TOKENS)
         self.osl = _histogram(registry, f"{prefix}_output_sequence_tokens", "Output tokens.", _TOKENS)
 
-    def begin(self, model: str, endpoint: str, *, stream: bool) -> RequestMetrics:
-        """Start to count one request."""
-        return RequestMetrics(self, model, endpoint, "stream" if stream else "unary")
+    def begin(self, model: str, endpoint: str, request_id: str, span: Span, *, stream: bool) -> RequestMetrics:
+        """Start to count one request; `span` ends with it."""
+        return RequestMetrics(self, model, endpoint, request_id, "stream" if stream else "unary", span)
 
     def refused(self, endpoint: str, error_type: str, status: int) -> None:
         """A request that never reached a model."""
@@ -62,13 +67,19 @@ class RequestMetrics:
         "_last",
         "_model",
         "_open",
+        "_request_id",
         "_started",
         "_tokens",
         "_was_cancelled",
         "prompt_tokens",
+        "span",
     )
 
-    def __init__(self, families: FrontendMetrics, model: str, endpoint: str, kind: str) -> None:
+    def __init__(
+        self, families: FrontendMetrics, model: str, endpoint: str, request_id: str, kind: str, span: Span
+    ) -> None:
+        self.span = span
+        self._request_id = request_id
         self._families = families
         self._model = model
         self._endpoint = endpoint
@@ -118,6 +129,25 @@ class RequestMetrics:
             families.ttft.labels(model).observe(self._first - self._started)
         if self._tokens > 1:
             families.itl.labels(model).observe((self._last - self._first) / (self._tokens - 1))
+        self.span.set("gen_ai.usage.input_tokens", self.prompt_tokens)
+        self.span.set("gen_ai.usage.output_tokens", self._tokens)
+        self.span.end(error_type or None)
+        if families.access_log is not None:
+            families.access_log.write(self._log_line(status, error_type))
+
+    def _log_line(self, status: int, error_type: str) -> dict[str, Any]:
+        return {
+            "request_id": self._request_id,
+            "model": self._model,
+            "endpoint": self._endpoint,
+            "request_type": self._kind,
+            "status": status,
+            "error_type": error_type,
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self._tokens,
+            "duration_seconds": round(time.monotonic() - self._started, 6),
+            "time_to_first_token_seconds": round(self._first - self._started, 6) if self._tokens else None,
+        }
 
 
 def _histogram(registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:

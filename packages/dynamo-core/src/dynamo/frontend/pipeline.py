@@ -14,7 +14,7 @@ import msgspec
 from dynamo.errors import DynamoError, InvalidRequest, Overloaded
 from dynamo.frontend.answers import Answer, AnswerFormat, StreamedAnswer, WholeAnswer
 from dynamo.frontend.formats import ChatFormat, CompletionFormat
-from dynamo.frontend.generation import Generation
+from dynamo.frontend.generation import Generation, Services
 from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
 from dynamo.frontend.prompts import Prompt, Prompts, chat_prompts, completion_prompts
@@ -33,6 +33,7 @@ from dynamo.preprocessor.detokenizer import Detokenizer
 from dynamo.protocols.llm import GuidedDecoding, PreprocessedRequest, SamplingOptions, pack_token_ids
 from dynamo.protocols.planes import RequestPlane
 from dynamo.runtime.http import Exchange
+from dynamo.runtime.tracing import Tracing, trace_context
 
 __all__ = ["Pipeline"]
 
@@ -59,10 +60,16 @@ class Pipeline:
     """Serves ``/v1/chat/completions`` and ``/v1/completions``."""
 
     def __init__(
-        self, models: ServedModels, plane: RequestPlane, metrics: FrontendMetrics, settings: FrontendSettings
+        self,
+        models: ServedModels,
+        plane: RequestPlane,
+        metrics: FrontendMetrics,
+        tracing: Tracing,
+        settings: FrontendSettings,
     ) -> None:
         self._models = models
-        self._plane = plane
+        self._tracing = tracing
+        self._services = Services(plane, tracing, settings.migration_limit)
         self._metrics = metrics
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
@@ -156,7 +163,12 @@ class Pipeline:
                 f"{total} choices are asked for; at most {self._settings.max_choices} are allowed", param="n"
             )
         limits = [_token_limit(prompt, job.max_tokens, model.context_length_tokens) for prompt in prompts]
-        metrics = self._metrics.begin(model.name, job.endpoint, stream=request.stream)
+        span = self._tracing.span(
+            job.endpoint,
+            trace_context(job.exchange.headers),
+            {"request_id": job.id, "gen_ai.request.model": model.name},
+        )
+        metrics = self._metrics.begin(model.name, job.endpoint, job.id, span, stream=request.stream)
         metrics.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         answer_format = job.make_format(prompts)
         answer: Answer
@@ -179,14 +191,12 @@ class Pipeline:
                 detokenizer = Detokenizer(
                     model.text.tokenizer, stop_strings=stops, prompt_tail=tail, min_tokens=request.min_tokens or 0
                 )
-                limit_of_moves = self._settings.migration_limit
                 generations.append(
-                    Generation(choice, engine_request, model, detokenizer, answer, self._plane, metrics, limit_of_moves)
+                    Generation(choice, engine_request, model, detokenizer, answer, metrics, self._services)
                 )
         answer.begin(generations, choices)
 
     def _engine_request(self, job: _Job, prompt: Prompt, max_tokens: int) -> PreprocessedRequest:
-        headers = job.exchange.headers
         return PreprocessedRequest(
             request_id=job.id,
             model=job.model.name,
@@ -196,7 +206,6 @@ class Pipeline:
             priority=job.request.priority,
             guided=job.guided,
             deadline_unix_seconds=time.time() + self._settings.request_timeout_seconds,
-            trace={name: headers[name] for name in ("traceparent", "tracestate") if name in headers},
         )
 
 

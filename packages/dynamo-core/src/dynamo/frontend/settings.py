@@ -32,5 +32,7 @@ class FrontendSettings(Settings):
     """Most stop strings of one request."""
     artifact_cache_dir: str = setting("", env=("DYN_ARTIFACT_CACHE_DIR",))
     """Where tokenizers fetched from workers are kept; empty: below the state directory."""
+    access_log: str = setting("", env=("DYN_ACCESS_LOG",))
+    """File that gets one JSON line per finished request; ``-`` is standard output, empty none."""
     drain_grace_seconds: float = setting(30.0, env=("DYN_FRONTEND_DRAIN_GRACE_SECONDS",), ge=0)
     """How long open responses may go on after SIGTERM."""

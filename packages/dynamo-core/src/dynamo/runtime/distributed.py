@@ -30,6 +30,7 @@ from dynamo.runtime.instances import Instances
 from dynamo.runtime.request_plane import create_request_plane
 from dynamo.runtime.settings import RuntimeSettings
 from dynamo.runtime.telemetry import configure_logging
+from dynamo.runtime.tracing import Tracing, create_tracing
 
 __all__ = ["EXIT_CONFIG", "DistributedRuntime", "run_process"]
 
@@ -49,11 +50,12 @@ class DistributedRuntime:
             await runtime.stopping.wait()
     """
 
-    def __init__(self, settings: RuntimeSettings) -> None:
+    def __init__(self, settings: RuntimeSettings, service: str = "dynamo") -> None:
         self.settings = settings
         self.instance_id: InstanceId = new_instance_id()
         self.health = Health()
         self.metrics = CollectorRegistry()
+        self.tracing: Tracing = create_tracing(service)
         self.stopping = asyncio.Event()
         self.discovery: Discovery = create_discovery(settings.discovery_url())
         self.request_plane: RequestPlane = create_request_plane(settings.request_plane, _plane_options(settings))
@@ -162,6 +164,7 @@ class DistributedRuntime:
         await self.discovery.close()
         if self.system_server is not None:
             await self.system_server.close()
+        await asyncio.to_thread(self.tracing.close)
 
     async def _start_events(self) -> None:
         plane = self.event_plane
@@ -182,22 +185,26 @@ class DistributedRuntime:
         return self._plane_server
 
 
-def run_process(settings: RuntimeSettings, body: Callable[[DistributedRuntime], Awaitable[None]]) -> None:
+def run_process(
+    settings: RuntimeSettings, body: Callable[[DistributedRuntime], Awaitable[None]], service: str = "dynamo"
+) -> None:
     """Run one process: logging, event loop, signals; exits with a status that a scheduler understands.
+
+    `service` is its name in traces.
 
     SIGTERM and SIGINT set ``runtime.stopping``; a second one ends the process at once.
     """
     configure_logging(settings.log_level, settings.log_format)
     try:
-        _run_loop(_main(settings, body))
+        _run_loop(_main(settings, body, service))
     except DynamoError as error:
         print(f"Error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_CONFIG if isinstance(error, (ConfigError, PluginError)) else 1)
 
 
-async def _main(settings: RuntimeSettings, body: Callable[[DistributedRuntime], Awaitable[None]]) -> None:
+async def _main(settings: RuntimeSettings, body: Callable[[DistributedRuntime], Awaitable[None]], service: str) -> None:
     loop = asyncio.get_running_loop()
-    runtime = DistributedRuntime(settings)
+    runtime = DistributedRuntime(settings, service)
 
     def stop() -> None:
         if runtime.stopping.is_set():

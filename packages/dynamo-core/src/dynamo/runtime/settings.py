@@ -28,7 +28,9 @@ class RuntimeSettings(Settings):
     namespace: str = setting("dynamo", env=("DYN_NAMESPACE", "DYNAMO_NAMESPACE"))
     """Logical deployment: processes see only their own namespace."""
     discovery_backend: str = setting("file", env=("DYN_DISCOVERY_BACKEND",))
-    """Who serves what: a backend's name (file, memory) or its URL (file:///run/dynamo)."""
+    """Who serves what: a backend's name (file, memory, etcd) or its URL (file:///run/dynamo, etcd://host:2379)."""
+    etcd_endpoints: str = setting("", env=("ETCD_ENDPOINTS",))
+    """Where etcd listens, if it is the discovery backend: host:port,...; empty: port 2379 of this machine."""
     state_dir: str = setting("", env=("DYN_STATE_DIR",))
     """Directory of this deployment's files on this machine; empty: one per user."""
     request_plane: str = setting("tcp", env=("DYN_REQUEST_PLANE",))
@@ -65,4 +67,6 @@ class RuntimeSettings(Settings):
             return name
         if name == "file":
             return f"file://{self.state_directory() / 'discovery'}"
+        if name == "etcd":
+            return f"etcd://{self.etcd_endpoints}"
         return f"{'memory' if name == 'mem' else name}://"

@@ -12,7 +12,6 @@ from dynamo.config import settings_from_flags, settings_options
 from dynamo.errors import DynamoError
 from dynamo.plugins import plugins
 from dynamo.protocols.engine import EngineOptions
-from dynamo.protocols.llm import DisaggregationMode
 from dynamo.runtime.distributed import EXIT_CONFIG, DistributedRuntime, run_process
 from dynamo.runtime.settings import RuntimeSettings
 from dynamo.worker.host import Worker
@@ -46,12 +45,11 @@ def _serve(backend: str, engine_args: Sequence[str], flags: dict[str, Any]) -> N
         runtime_settings = settings_from_flags(RuntimeSettings, flags)
         settings = settings_from_flags(WorkerSettings, flags)
         factory = plugins().engines.get(backend)
-        mode = {"agg": "aggregated"}.get(settings.disaggregation_mode, settings.disaggregation_mode)
         engine = factory(
             EngineOptions(
                 model=resolve_model(settings.model, revision=settings.revision) if settings.model else None,
                 served_model_name=settings.served_model_name or _model_id(settings.model),
-                mode=DisaggregationMode(mode),
+                mode=settings.mode,
                 argv=tuple(engine_args),
             )
         )
@@ -62,7 +60,7 @@ def _serve(backend: str, engine_args: Sequence[str], flags: dict[str, Any]) -> N
     async def body(runtime: DistributedRuntime) -> None:
         await Worker(engine, backend, settings, runtime).run()
 
-    run_process(runtime_settings, body)
+    run_process(runtime_settings, body, f"dynamo-worker-{backend}")
 
 
 def _model_id(model: str) -> str | None:

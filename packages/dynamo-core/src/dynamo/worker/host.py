@@ -14,7 +14,7 @@ from dynamo.protocols.addressing import EndpointAddress
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.engine import EngineConfig, KvEventSource, LLMEngine, LoadSource
 from dynamo.protocols.kv_events import KV_EVENTS_SUBJECT, KV_SNAPSHOT_ENDPOINT, KvSnapshotRequest
-from dynamo.protocols.llm import DisaggregationMode, LLMEngineOutput, PreprocessedRequest
+from dynamo.protocols.llm import LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.model_card import ARTIFACTS_ENDPOINT, ArtifactRequest, ModelDeploymentCard, ModelType
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.server import closing, iterator_handler
@@ -85,8 +85,11 @@ class Worker:
         if self._running >= self._settings.engine_request_limit:
             raise Overloaded(f"this worker has {self._running} requests, its limit", retry_after_seconds=1)
         context.on_cancel(lambda: self._abort(request.request_id))
-        finished = False
+        finished = produced = False
         self._running += 1
+        span = self._runtime.tracing.span(
+            "generate", context.trace, {"request_id": request.request_id, "backend": self._backend}
+        )
         try:
             outputs = self._engine.generate(request, context)
             async with closing(outputs):
@@ -94,12 +97,16 @@ class Worker:
                     finished = finished or output.finish_reason is not None
                     self._last_output = time.monotonic()
                     self._metrics.count_output(output)
+                    if not produced:
+                        produced = True
+                        span.event("first_output")
                     yield output
         except EngineShutdown as error:
             self._engine_died(error)
             raise
         finally:
             self._running -= 1
+            span.end(None if finished else "cancelled" if context.cancelled else "failed")
             self._metrics.count_request(cancelled=context.cancelled)
         if not finished:
             raise StreamIncomplete(f"engine {self._backend} ended request {request.request_id} without a finish reason")
@@ -203,12 +210,11 @@ def model_card(config: EngineConfig, backend: str, settings: WorkerSettings) -> 
     types: list[ModelType] = ["chat", "completions"]
     if config.capabilities.embeddings:
         types.append("embedding")
-    mode = {"agg": "aggregated"}.get(settings.disaggregation_mode, settings.disaggregation_mode)
     card = ModelDeploymentCard(
         model=config.model,
         aliases=settings.model_aliases,
         types=types,
-        mode=DisaggregationMode(mode),
+        mode=settings.mode,
         context_length_tokens=config.context_length_tokens,
         block_size_tokens=config.block_size_tokens,
         max_batched_tokens=config.max_batched_tokens,

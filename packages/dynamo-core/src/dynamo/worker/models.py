@@ -21,7 +21,7 @@ _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "tokenize
 
 def is_model_id(model: str) -> bool:
     """Whether `model` can only be an id: nothing of that name lies on this machine."""
-    return not Path(model).expanduser().exists() and _MODEL_ID.match(model) is not None
+    return not _local(model).exists() and _MODEL_ID.match(model) is not None
 
 
 def resolve_model(model: str, *, revision: str = "") -> str:
@@ -33,7 +33,7 @@ def resolve_model(model: str, *, revision: str = "") -> str:
     Raises:
         ConfigError: there is no such directory, id or revision, or it cannot be fetched.
     """
-    path = Path(model).expanduser()
+    path = _local(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ConfigError(
@@ -47,6 +47,11 @@ def resolve_model(model: str, *, revision: str = "") -> str:
     if not is_model_id(model):
         raise ConfigError(f"model directory {model} does not exist", param="model", hint="check --model")
     return _from_hub(model, revision)
+
+
+def _local(model: str) -> Path:
+    # Path.expanduser raises RuntimeError at the ~ of an unknown user; this leaves it as it is.
+    return Path(os.path.expanduser(model))  # noqa: PTH111
 
 
 def _from_hub(model: str, revision: str) -> str:

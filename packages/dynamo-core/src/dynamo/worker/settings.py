@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from dynamo.config.settings import Settings, setting
+from dynamo.protocols.llm import DisaggregationMode
 
 __all__ = ["WorkerSettings"]
 
@@ -42,3 +43,8 @@ class WorkerSettings(Settings):
     """How long that request may take before this worker counts as not healthy."""
     drain_grace_seconds: float = setting(30.0, env=("DYN_DRAIN_GRACE_SECONDS",), ge=0)
     """How long running requests may go on after SIGTERM."""
+
+    @property
+    def mode(self) -> DisaggregationMode:
+        """The mode in force; users' manifests say ``agg`` for aggregated."""
+        return DisaggregationMode("aggregated" if self.disaggregation_mode == "agg" else self.disaggregation_mode)

@@ -1,0 +1,158 @@
+"""One request and its response, as route handlers see them."""
+
+from __future__ import annotations
+
+import http
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from dynamo.errors import DynamoError
+
+__all__ = ["Exchange", "ExchangeConnection"]
+
+_encode_json = msgspec.json.Encoder().encode
+_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in http.HTTPStatus}
+_STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
+
+
+class ExchangeConnection(Protocol):
+    """What an exchange needs of its connection."""
+
+    @property
+    def peer(self) -> str:
+        """The client's address."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes."""
+        ...
+
+    def finish(self, exchange: Exchange) -> None:
+        """The response is complete."""
+        ...
+
+
+class Exchange:
+    """One request and its response."""
+
+    __slots__ = (
+        "_connection",
+        "_disconnect",
+        "_writable",
+        "body",
+        "disconnected",
+        "head_only",
+        "headers",
+        "keep_alive",
+        "method",
+        "params",
+        "path",
+        "query",
+        "responded",
+        "streaming",
+    )
+
+    def __init__(self, connection: ExchangeConnection) -> None:
+        self._connection = connection
+        self.method = ""
+        self.path = ""
+        self.query = ""
+        self.headers: dict[str, str] = {}
+        self.body = b""
+        self.params: str = ""
+        """What follows the prefix of a prefix route."""
+        self.keep_alive = True
+        self.head_only = False
+        self.responded = False
+        self.streaming = False
+        self.disconnected = False
+        self._disconnect: Callable[[], None] | None = None
+        self._writable: Callable[[bool], None] | None = None
+
+    @property
+    def client(self) -> str:
+        """The client's address, for logs."""
+        return self._connection.peer
+
+    def on_disconnect(self, callback: Callable[[], None]) -> None:
+        """Call `callback` if the client goes away before the response is complete."""
+        if self.disconnected:
+            callback()
+        else:
+            self._disconnect = callback
+
+    def on_writable(self, callback: Callable[[bool], None]) -> None:
+        """Call `callback(False)` when the client reads too slowly, `callback(True)` when it has caught up."""
+        self._writable = callback
+
+    def respond(
+        self,
+        status: int,
+        body: bytes,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """Send a whole response."""
+        if self.responded or self.disconnected:
+            return
+        self.responded = True
+        head = self._head(status, content_type, headers) + b"content-length: %d\r\n\r\n" % len(body)
+        self._connection.write(head if self.head_only else head + body)
+        self._connection.finish(self)
+
+    def respond_json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
+        """Send `value` as JSON."""
+        self.respond(status, _encode_json(value), headers=headers)
+
+    def respond_error(self, error: DynamoError, headers: Mapping[str, str] | None = None) -> None:
+        """Send OpenAI's error body, with Retry-After when the error knows it."""
+        extra = dict(headers or {})
+        if error.retry_after_seconds is not None:
+            extra["retry-after"] = str(max(1, round(error.retry_after_seconds)))
+        self.respond_json(error.http_status, error.to_openai(), extra)
+
+    def start(self, status: int, content_type: str, headers: Mapping[str, str] | None = None) -> None:
+        """Begin a chunked response."""
+        if self.responded or self.disconnected:
+            return
+        self.responded = self.streaming = True
+        self._connection.write(self._head(status, content_type, headers) + b"transfer-encoding: chunked\r\n\r\n")
+
+    def write(self, data: bytes) -> None:
+        """Send one chunk."""
+        if not self.disconnected:
+            self._connection.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def end(self, data: bytes = b"") -> None:
+        """Send the last chunk and complete the response."""
+        if self.disconnected or not self.streaming:
+            return
+        self.streaming = False
+        last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+        self._connection.write(last)
+        self._connection.finish(self)
+
+    def lose(self) -> None:
+        """The client is gone."""
+        self.disconnected = True
+        callback, self._disconnect = self._disconnect, None
+        if callback is not None:
+            callback()
+
+    def set_writable(self, writable: bool) -> None:
+        """The transport's buffer filled up or drained."""
+        if self._writable is not None:
+            self._writable(writable)
+
+    def _head(self, status: int, content_type: str, headers: Mapping[str, str] | None) -> bytes:
+        head = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
+        head += b"content-type: " + content_type.encode("latin-1") + b"\r\n"
+        for name, value in (headers or {}).items():
+            head += f"{name}: {_one_line(value)}\r\n".encode("latin-1", "replace")
+        return head if self.keep_alive else head + b"connection: close\r\n"
+
+
+def _one_line(value: str) -> str:
+    return value.replace("\r", " ").replace("\n", " ")
