@@ -19,7 +19,7 @@ def completion(**fields):
     return COMPLETIONS, {"model": "echo", "prompt": "hi", **fields}
 
 
-# (request, status, code, param)
+# What each row holds: the request, then status, code and param of the refusal.
 TABLE = {
     "unknown model": (chat(model="nope"), 404, "model_not_found", "model"),
     "no model": ((CHAT, {"messages": HI}), 400, "invalid_request", "model"),

@@ -81,7 +81,12 @@ async def test_an_unreachable_worker_is_left_alone_and_others_serve(make_deploym
 
 async def test_a_canary_finds_an_engine_that_hangs(make_deployment):
     deployment = await make_deployment(
-        {"backend": "echo", "argv": ["--delay-ms", "60000"], "canary_interval_seconds": 0.05, "canary_timeout_seconds": 0.05}
+        {
+            "backend": "echo",
+            "argv": ["--delay-ms", "60000"],
+            "canary_interval_seconds": 0.05,
+            "canary_timeout_seconds": 0.05,
+        }
     )
     worker_runtime = deployment._running[0][0]
     await deployment.until(lambda: "canary" in str(worker_runtime.health.failing().get("engine")))

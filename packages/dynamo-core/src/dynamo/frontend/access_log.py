@@ -7,8 +7,9 @@ import queue
 import sys
 import threading
 import time
+from io import RawIOBase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -28,7 +29,10 @@ class AccessLog:
     def __init__(self, target: str) -> None:
         """Raises ConfigError when the file cannot be opened."""
         try:
-            self._file: TextIO = sys.stdout if target == "-" else Path(target).open("a", encoding="utf-8")  # noqa: SIM115
+            # Unbuffered: a line that a full disk refuses is lost, and does not come back at every later write.
+            self._file: RawIOBase | BinaryIO = (
+                sys.stdout.buffer if target == "-" else Path(target).open("ab", buffering=0)  # noqa: SIM115
+            )
         except OSError as error:
             raise ConfigError(
                 f"cannot open the access log {target}: {error.strerror}", param="access_log", hint="check --access-log"
@@ -62,7 +66,7 @@ class AccessLog:
             if line is None:
                 break
             try:
-                self._file.write(msgspec.json.encode(line).decode() + "\n")
+                self._file.write(msgspec.json.encode(line) + b"\n")
                 if self._lines.empty():
                     self._file.flush()
                 failing = False
@@ -71,5 +75,5 @@ class AccessLog:
                 if not failing:
                     logger.warning("the access log cannot be written: %s", error)
                 failing = True
-        if self._file is not sys.stdout:
+        if self._file is not sys.stdout.buffer:
             self._file.close()

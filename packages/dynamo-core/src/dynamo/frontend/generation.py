@@ -183,6 +183,7 @@ class Generation:
             self._request.request_id,
             len(self._token_ids),
             error.message,
+            extra={"request_id": self._request.request_id},
         )
         try:
             self._request = self._continuation()

@@ -78,7 +78,7 @@ async def _pump(items: AsyncIterator[Any], context: RequestContext, writer: Stre
         else:
             writer.fail(EngineShutdown(f"request {context.request_id} was given up by the process that served it"))
     except Exception as error:
-        logger.exception("request %s failed", context.request_id)
+        logger.exception("request %s failed", context.request_id, extra={"request_id": context.request_id})
         writer.fail(EngineError(f"{type(error).__name__}: {error}"))
 
 

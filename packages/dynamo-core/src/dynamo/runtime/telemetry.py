@@ -20,7 +20,7 @@ METRICS_CONTENT_TYPE = exposition.CONTENT_TYPE_LATEST
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object per line: time, level, logger, message, exception."""
+    """One JSON object per line: time, level, logger, message, request_id where the line is about one, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         event: dict[str, Any] = {
@@ -29,6 +29,9 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        request_id = getattr(record, "request_id", None)
+        if request_id is not None:
+            event["request_id"] = request_id
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
         return msgspec.json.encode(event).decode()
