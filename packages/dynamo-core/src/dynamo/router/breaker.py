@@ -36,6 +36,10 @@ class CircuitBreaker:
         if not self.closed:
             self._probing = True
 
+    def ended(self) -> None:
+        """A request is over. A probe may end without a verdict (cancelled, refused): the next request is one again."""
+        self._probing = False
+
     def succeeded(self) -> None:
         """An answer arrived: the worker is well again."""
         self._failures = 0

@@ -42,6 +42,7 @@ class Candidate:
     def ended(self) -> None:
         """It is over, however."""
         self.active_requests -= 1
+        self.breaker.ended()
 
     def failed(self, error: DynamoError, now: float) -> None:
         """It failed."""
