@@ -142,54 +142,44 @@ async def test_an_empty_cache_has_a_snapshot_too(publisher):
     assert (batch.events, batch.sequence) == ([], -1)
 
 
+class Tree:
+    """An engine's cache: a tree of blocks that grows at any node and loses leaves, as engines evict."""
+
+    def __init__(self, rng):
+        self.rng = rng
+        self.nodes = {}
+
+    def step(self, opaque):
+        """One random change, as the event that an engine would send."""
+        kind = self.rng.random()
+        if not self.nodes or kind < 0.6:
+            return self._grow(opaque)
+        if kind < 0.998:
+            parents = {parent for _, _, parent in self.nodes.values()}
+            gone = self.rng.choice([node for node in self.nodes if node not in parents])
+            return BlockRemoved([gone], medium=self.nodes.pop(gone)[1])
+        self.nodes.clear()
+        return AllBlocksCleared()
+
+    def content(self):
+        return {(medium, ours(tokens)[-1]) for tokens, medium, _ in self.nodes.values()}
+
+    def _grow(self, opaque):
+        parent = self.rng.choice([None, *self.nodes])
+        above, medium, _ = self.nodes[parent] if parent is not None else ([], self.rng.choice(["device", "host"]), None)
+        tokens = [*above, *(self.rng.randrange(3) for _ in range(BLOCK))]
+        self.nodes[opaque] = (tokens, medium, parent)
+        return BlockStored([opaque], tokens[-BLOCK:], BLOCK, parent_hash=parent, medium=medium)
+
+
 async def test_random_lives_keep_listener_snapshot_and_truth_equal(publisher, published):
-    """A tree of prefixes is stored and evicted leaf first, as engines do; media and clears are mixed in."""
-    rng = random.Random(3)
-    truth: dict[int, tuple[str, int]] = {}
-    nodes: dict[int, tuple[list[int], str]] = {}
-    children: dict[int, int] = {}
+    tree = Tree(random.Random(3))
     for opaque in range(3000):
-        kind = rng.random()
-        if kind < 0.65 or not nodes:
-            parent = rng.choice([None, *nodes]) if nodes else None
-            medium = nodes[parent][1] if parent is not None else rng.choice(["device", "host"])
-            tokens = (nodes[parent][0] if parent is not None else []) + [rng.randrange(3) for _ in range(BLOCK)]
-            event = BlockStored([opaque], tokens[-BLOCK:], BLOCK, parent_hash=parent, medium=medium)
-            nodes[opaque] = (tokens, medium)
-            children[opaque] = 0
-            if parent is not None:
-                children[parent] += 1
-            truth[opaque] = (medium, ours(tokens)[-1])
-        elif kind < 0.999:
-            leaves = [node for node in nodes if not children[node]]
-            opaque = rng.choice(leaves)
-            event = BlockRemoved([opaque], medium=nodes[opaque][1])
-            del nodes[opaque], truth[opaque]
-            children = {node: 0 for node in nodes}
-            for event_tokens, _ in nodes.values():
-                for node, (tokens, _) in nodes.items():
-                    if len(tokens) + BLOCK == len(event_tokens) and event_tokens[: len(tokens)] == tokens:
-                        children[node] += 1
-            if len(nodes) > 60:
-                continue
-        else:
-            event = AllBlocksCleared()
-            nodes.clear()
-            truth.clear()
-            children.clear()
-        publisher.take(EngineKvEvents([event]))
-        if len(nodes) > 60:
-            for node in list(nodes):
-                publisher.take(EngineKvEvents([BlockRemoved([node], medium=nodes[node][1])]))
-            nodes.clear()
-            truth.clear()
-            children.clear()
+        publisher.take(EngineKvEvents([tree.step(opaque)]))
     assert [batch.sequence for batch in published] == list(range(len(published)))
-    listener = Index()
+    listener, fresh = Index(), Index()
     for batch in published:
         listener.apply(batch)
-    assert listener.blocks == set(truth.values())
-    fresh = Index()
     for batch in await snapshot(publisher):
         fresh.apply(batch)
-    assert fresh.blocks == set(truth.values())
+    assert listener.blocks == fresh.blocks == tree.content()
