@@ -71,3 +71,19 @@ def test_only_failures_of_the_worker_count():
     other = Candidate(WorkerKey(InstanceId(2)), InstanceRecord("n", "c", "e", 2))
     other.failed(CannotConnect("nobody"), 0.0)
     assert not other.breaker.allows(0.0)
+
+
+def test_streams_that_fail_together_count_once():
+    breaker = CircuitBreaker()
+    for _ in range(50):
+        breaker.failed(0.0)
+    assert breaker.allows(FIRST_PAUSE_SECONDS)
+
+
+def test_a_probe_without_a_verdict_makes_room_for_the_next():
+    breaker = opened()
+    breaker.sent()
+    assert not breaker.allows(FIRST_PAUSE_SECONDS)
+    breaker.ended()
+    assert breaker.allows(FIRST_PAUSE_SECONDS)
+    assert not breaker.closed

@@ -276,3 +276,35 @@ async def test_closing_waits_for_open_exchanges(server):
         open_exchanges[0].respond(200, b"done")
         assert (await client.response())[2] == b"done"
         await closing
+
+
+async def test_kept_alive_connections_end_with_their_exchange_when_the_server_closes(server):
+    open_exchanges = []
+    server.route("GET", "/open", open_exchanges.append)
+    async with Client(server) as busy, Client(server) as idle:
+        busy.send(get("/open"))
+        while not open_exchanges:
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(server.close(grace_seconds=TIMEOUT))
+        await asyncio.sleep(0)
+        idle.send(get("/open"))
+        while len(open_exchanges) < 2:
+            await asyncio.sleep(0.001)
+        for exchange, client in zip(open_exchanges, (busy, idle), strict=True):
+            exchange.respond(200, b"done")
+            _, headers, body = await client.response()
+            assert (headers["connection"], body) == ("close", b"done")
+            assert await client.closed()
+        await closing
+
+
+async def test_a_closing_server_writes_what_a_slow_reader_has_not_taken(server):
+    body = b"x" * (16 << 20)
+    server.route("GET", "/big", lambda exchange: exchange.respond(200, body))
+    async with Client(server) as client:
+        client.send(get("/big"))
+        while not any(connection.busy for connection in server.connections):
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(server.close(grace_seconds=TIMEOUT))
+        assert (await client.response())[2] == body
+        await closing

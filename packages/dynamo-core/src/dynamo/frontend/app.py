@@ -89,7 +89,7 @@ class Frontend:
         exchange.respond_json(200, _model_body(exchange.params, self.models.get(exchange.params)))
 
     def _health(self, exchange: Exchange) -> None:
-        """Ready as soon as discovery is read: a frontend without models answers, with 404 or 503."""
+        """Ready once discovery is read and its models are loaded; without any model it answers, with 404 or 503."""
         status, report = self._runtime.health.report()
         instances = [
             {
@@ -112,7 +112,9 @@ class Frontend:
         exchange.respond(200, render_metrics(self._runtime.metrics), METRICS_CONTENT_TYPE)
 
     def _discovery_state(self) -> str | None:
-        return None if self._runtime.instances.synced.is_set() else "discovery has not been read yet"
+        if not self._runtime.instances.synced.is_set():
+            return "discovery has not been read yet"
+        return self.models.state()
 
 
 def _model_body(name: str, model: ServedModel) -> dict[str, Any]:

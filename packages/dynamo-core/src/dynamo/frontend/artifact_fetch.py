@@ -6,7 +6,7 @@ import asyncio
 import logging
 import uuid
 
-from dynamo.errors import StreamIncomplete
+from dynamo.errors import ConfigError, StreamIncomplete
 from dynamo.preprocessor import ArtifactCache, TextModel
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.model_card import ARTIFACTS_ENDPOINT, Artifact, ArtifactRequest, ModelDeploymentCard
@@ -55,6 +55,10 @@ class ArtifactFetcher:
                 context.cancel()
                 raise StreamIncomplete(f"{name} is longer than the {artifact.size_bytes} bytes of its card")
         data = b"".join(parts)
-        await asyncio.to_thread(self._cache.put, artifact, data)
+        try:
+            await asyncio.to_thread(self._cache.put, artifact, data)
+        except ConfigError as error:
+            # It is verified all the same: a full disk costs the next frontend a download, not this one its model.
+            logger.warning("%s", error.message)
         logger.info("fetched %s (%d bytes)", name, len(data))
         return data

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from dynamo.errors import DynamoError, EngineError, Retry, StreamIncomplete
+from dynamo.errors import DynamoError, EngineError, ResponseTimeout, Retry, StreamIncomplete
 from dynamo.frontend.metrics import RequestMetrics
 from dynamo.frontend.models import ServedModel
 from dynamo.preprocessor.detokenizer import Detokenizer
@@ -96,6 +96,8 @@ class Generation:
         self._booked = False
         self._context: Context | None = None
         self._stream: PlaneStream | None = None
+        self._answered = False
+        self._paused = False
         self._done = False
 
     def start(self) -> None:
@@ -118,6 +120,7 @@ class Generation:
         )
         request.dp_rank = candidate.key.dp_rank
         candidate.sent()
+        self._answered = False
         self._candidate = candidate
         self._booked = True
         worker = format_instance_id(candidate.key.instance_id)
@@ -127,6 +130,9 @@ class Generation:
             request.request_id, deadline_unix_seconds=request.deadline_unix_seconds, trace=request.trace
         )
         self._stream = self._plane.send(candidate.record, _encode(request), self, self._context)
+        if self._paused:
+            # A client that was too slow for the first worker is so for the next one.
+            self._stream.pause()
 
     def cancel(self) -> None:
         """Stop: the client is gone, or another choice failed. The consumer hears nothing more."""
@@ -136,11 +142,13 @@ class Generation:
 
     def pause(self) -> None:
         """The client reads too slowly."""
+        self._paused = True
         if self._stream is not None:
             self._stream.pause()
 
     def resume(self) -> None:
         """The client has caught up."""
+        self._paused = False
         if self._stream is not None:
             self._stream.resume()
 
@@ -150,7 +158,8 @@ class Generation:
         """Outputs of the engine."""
         if self._done:
             return
-        if not self._token_ids and self._candidate is not None:
+        if not self._answered and self._candidate is not None:
+            self._answered = True
             self._candidate.breaker.succeeded()
         output = _decode(items[0])
         for item in items[1:]:
@@ -171,6 +180,10 @@ class Generation:
         if self._span is not None:
             self._span.end(error.code)
         self._release()
+        if error.retry is Retry.OTHER_WORKER and self._has_all_tokens():
+            # Only the finish reason was lost, and no engine takes a request for no token.
+            self._take(LLMEngineOutput(finish_reason="length"))
+            return
         if not self._may_migrate(error):
             self._fail(error)
             return
@@ -208,13 +221,15 @@ class Generation:
             self.on_error(EngineError("the engine reported an error"))
             return
         stopped = detokenizer.stopped is not None
-        if reason is not None and not stopped:
+        if reason not in (None, "cancelled") and not stopped:
             text += detokenizer.finish()
             stopped = detokenizer.stopped is not None
         if ids or text or output.prompt_logprobs:
             self._consumer.on_delta(self.choice, Delta(text, ids, output.logprobs, output.prompt_logprobs))
         if stopped:
             self._finish("stop")
+        elif reason == "cancelled":
+            self.on_error(self._given_up())
         elif reason is not None:
             self._finish(reason)
 
@@ -248,8 +263,24 @@ class Generation:
             assert self._candidate is not None
             self._candidate.ended()
 
+    def _given_up(self) -> DynamoError:
+        """Why the engine cancelled what nobody here cancelled."""
+        if self._out_of_time():
+            return ResponseTimeout("the request's deadline has passed")
+        return StreamIncomplete("the worker gave the request up")
+
+    def _out_of_time(self) -> bool:
+        deadline = self._request.deadline_unix_seconds
+        return deadline is not None and time.time() >= deadline
+
+    def _has_all_tokens(self) -> bool:
+        limit = self._request.stop.max_tokens
+        return limit is not None and len(self._token_ids) - self._request.prior_output_tokens >= max(1, limit)
+
     def _may_migrate(self, error: DynamoError) -> bool:
         if error.retry is not Retry.OTHER_WORKER or self._migrations_left <= 0:
+            return False
+        if self._out_of_time():
             return False
         return not self._token_ids or (self._model.card.capabilities.resume and self._request.guided is None)
 

@@ -52,6 +52,7 @@ class ServedModels:
         self._names: dict[str, str] = {}
         self._pending: dict[str, list[InstanceRecord]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._caught_up = False
 
     def on_instance(self, kind: Literal["put", "delete"], record: InstanceRecord) -> None:
         """Listener of `dynamo.runtime.instances.Instances`."""
@@ -68,6 +69,8 @@ class ServedModels:
             NoInstances: it is known, and nobody serves it now.
         """
         known = self._names.get(name)
+        if known is None and name in self._announced():
+            raise NoInstances(f"the tokenizer of {name!r} is still being read", param="model", retry_after_seconds=1)
         if known is None:
             served = ", ".join(repr(model.name) for model in self.ready()) or "none yet"
             raise ModelNotFound(f"the model {name!r} does not exist; served: {served}", param="model")
@@ -84,6 +87,11 @@ class ServedModels:
         """Every name and alias of the models that are ready."""
         ready = {model.name: model for model in self.ready()}
         return {name: ready[target] for name, target in sorted(self._names.items()) if target in ready}
+
+    def state(self) -> str | None:
+        """None once every model that was announced at the start can be served; see `dynamo.runtime.health.Health`."""
+        self._caught_up = self._caught_up or not self._pending
+        return None if self._caught_up else f"reading the tokenizers of {', '.join(sorted(self._pending))}"
 
     def on_load(self, payload: bytes) -> None:
         """Listener of the event plane: what a worker says of its load."""
@@ -136,6 +144,11 @@ class ServedModels:
             model.candidates.remove(instance_id)
         for name, records in self._pending.items():
             self._pending[name] = [record for record in records if record.instance_id != instance_id]
+
+    def _announced(self) -> set[str]:
+        """Names and aliases of the models that workers have announced and that cannot be served yet."""
+        cards = [record.card for records in self._pending.values() for record in records]
+        return {name for card in cards if card is not None for name in (card.model, *card.aliases)}
 
     async def _load(self, name: str) -> None:
         """Fetch the text side from whichever announced worker gives it, then let all of them in."""

@@ -52,7 +52,9 @@ class CircuitBreaker:
         self._failures = max(self._failures + 1, FAILURES_TO_OPEN if unreachable else 0)
         if self.closed:
             return
-        if not was_closed:
+        if not (was_closed or self._probing):
+            return  # all streams of a lost connection fail at once; that is one reason to pause, not fifty
+        if self._probing:
             self._pause = min(self._pause * 2, LONGEST_PAUSE_SECONDS)
         self._probing = False
         self._open_until = now + self._pause

@@ -25,6 +25,7 @@ from dynamo.runtime.client import EndpointClient
 from dynamo.runtime.discovery import create_discovery
 from dynamo.runtime.event_plane import create_event_plane
 from dynamo.runtime.health import Health, serve_system_port
+from dynamo.runtime.hosts import host_of, is_local
 from dynamo.runtime.http import HttpServer
 from dynamo.runtime.instances import Instances
 from dynamo.runtime.request_plane import create_request_plane
@@ -58,7 +59,9 @@ class DistributedRuntime:
         self.tracing: Tracing = create_tracing(service)
         self.stopping = asyncio.Event()
         self.discovery: Discovery = create_discovery(settings.discovery_url())
-        self.request_plane: RequestPlane = create_request_plane(settings.request_plane, _plane_options(settings))
+        self.request_plane: RequestPlane = create_request_plane(
+            settings.request_plane, _plane_options(settings), _fallback_plane(settings)
+        )
         self.event_plane: EventPlane | None = (
             create_event_plane(settings.event_plane, _event_options(settings)) if settings.event_plane else None
         )
@@ -114,7 +117,7 @@ class DistributedRuntime:
         record = InstanceRecord(
             *address,
             instance_id=self.instance_id,
-            transports={self.settings.request_plane: server.address, **self._event_transports},
+            transports={**server.transports, **self._event_transports},
             card=card,
             metadata=dict(metadata or {}),
         )
@@ -234,6 +237,8 @@ def _event_options(settings: RuntimeSettings) -> EventPlaneOptions:
         secret=_plane_secret(settings),
         insecure=settings.insecure_planes,
         state_directory=settings.state_directory() / "planes",
+        broker=settings.broker_options(),
+        durable=settings.event_plane_durable,
     )
 
 
@@ -244,7 +249,16 @@ def _plane_options(settings: RuntimeSettings) -> PlaneOptions:
         secret=_plane_secret(settings),
         insecure=settings.insecure_planes,
         state_directory=settings.state_directory() / "planes",
+        namespace=settings.namespace,
+        broker=settings.broker_options(),
     )
+
+
+def _fallback_plane(settings: RuntimeSettings) -> str:
+    """The fallback in force: none where a loopback address would lead peers on other machines astray."""
+    if is_local(settings.tcp_host) and not all(is_local(host_of(server)) for server in settings.nats_servers):
+        return ""
+    return settings.request_plane_fallback
 
 
 def _plane_secret(settings: RuntimeSettings) -> bytes:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+from urllib.parse import urlsplit
 
-__all__ = ["announced_host", "is_local"]
+__all__ = ["announced_host", "host_of", "is_local"]
 
 
 def is_local(host: str) -> bool:
@@ -17,6 +18,11 @@ def is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def host_of(url: str) -> str:
+    """The host of a broker's URL, whose scheme may be left out; "" when it has none."""
+    return urlsplit(url if "://" in url else f"//{url}").hostname or ""
 
 
 def announced_host(bound_host: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from dynamo.config.settings import Settings, setting
+from dynamo.protocols.broker import BrokerOptions
 
 __all__ = ["RuntimeSettings", "default_state_directory"]
 
@@ -35,8 +36,30 @@ class RuntimeSettings(Settings):
     """Directory of this deployment's files on this machine; empty: one per user."""
     request_plane: str = setting("tcp", env=("DYN_REQUEST_PLANE",))
     """How requests travel to workers."""
+    request_plane_fallback: str = setting("tcp", env=("DYN_REQUEST_PLANE_FALLBACK",))
+    """Request plane that takes over while the broker of the chosen one is away; empty: none."""
     event_plane: str = setting("zmq", env=("DYN_EVENT_PLANE",))
     """How KV events and load travel; empty: not at all."""
+    event_plane_durable: bool = setting(False, env=("DYN_EVENT_PLANE_DURABLE",))
+    """Have the broker of the event plane keep events for ten minutes, also over its own restart (NATS: JetStream)."""
+    nats_servers: list[str] = setting([], env=("NATS_URL", "NATS_SERVER"))
+    """URLs of the NATS cluster, for planes over NATS: nats://host:4222,...; empty: port 4222 of this machine."""
+    nats_user: str = setting("", env=("NATS_USER", "NATS_AUTH_USERNAME"))
+    """User name for NATS; may be part of the URL instead."""
+    nats_password: str = setting("", env=("NATS_PASSWORD", "NATS_AUTH_PASSWORD"), secret=True)
+    """Password for NATS."""
+    nats_token: str = setting("", env=("NATS_TOKEN", "NATS_AUTH_TOKEN"), secret=True)
+    """Token for NATS, in place of user and password."""
+    nats_creds: str = setting("", env=("NATS_CREDS", "NATS_AUTH_CREDENTIALS_FILE"))
+    """File with a NATS user's JWT and nkey seed."""
+    nats_tls_ca_cert_path: str = setting("", env=("NATS_TLS_CA_CERT_PATH",))
+    """PEM certificates of the authorities that sign for NATS; empty: the system's."""
+    nats_tls_client_cert_path: str = setting("", env=("NATS_TLS_CLIENT_CERT_PATH",))
+    """PEM certificate that this process shows to NATS."""
+    nats_tls_client_key_path: str = setting("", env=("NATS_TLS_CLIENT_KEY_PATH",))
+    """Its private key."""
+    nats_tls_insecure: bool = setting(False, env=("NATS_TLS_INSECURE",))
+    """Use TLS to NATS without checking its certificate."""
     tcp_host: str = setting("127.0.0.1", env=("DYN_TCP_RPC_HOST",), flags=("--tcp-host",))
     """Address that this process listens on for requests of its peers, and announces."""
     tcp_port: int = setting(0, env=("DYN_TCP_RPC_PORT",), flags=("--tcp-port",), ge=0, le=65535)
@@ -70,3 +93,17 @@ class RuntimeSettings(Settings):
         if name == "etcd":
             return f"etcd://{self.etcd_endpoints}"
         return f"{'memory' if name == 'mem' else name}://"
+
+    def broker_options(self) -> BrokerOptions:
+        """How the planes over NATS reach it."""
+        return BrokerOptions(
+            servers=tuple(self.nats_servers),
+            user=self.nats_user,
+            password=self.nats_password,
+            token=self.nats_token,
+            credentials_file=self.nats_creds,
+            tls_ca_file=self.nats_tls_ca_cert_path,
+            tls_certificate_file=self.nats_tls_client_cert_path,
+            tls_key_file=self.nats_tls_client_key_path,
+            tls_insecure=self.nats_tls_insecure,
+        )

@@ -6,9 +6,13 @@ import itertools
 
 import pytest
 
+from dynamo.errors import ConfigError
 from dynamo.protocols.discovery import InstanceRecord
+from dynamo.runtime.discovery.etcd import EtcdDiscovery
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.runtime.discovery.memory import MemoryDiscovery
+from dynamo.runtime.etcd.settings import EtcdSettings
+from dynamo.testing.servers import EtcdServer
 
 WAIT_SECONDS = 20
 _urls = itertools.count()
@@ -78,11 +82,41 @@ async def file_discovery(tmp_path):
         yield make
 
 
-@pytest.fixture(params=["memory", "file"])
-async def pair(request, file_discovery):
+@pytest.fixture(scope="session")
+def etcd_server():
+    """One etcd for all tests that leave it running, and empty."""
+    pytest.importorskip("aetcd", reason='etcd needs aetcd: pip install "dynamo-core[etcd]"')
+    try:
+        server = EtcdServer()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with server:
+        yield server
+
+
+@pytest.fixture
+async def etcd_discovery():
+    """``etcd_discovery(url, **settings)`` gives a started EtcdDiscovery that is closed after the test."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def make(url, **settings):
+            discovery = EtcdDiscovery(url, settings=EtcdSettings(**settings))
+            stack.push_async_callback(discovery.close)
+            await discovery.start()
+            return discovery
+
+        yield make
+
+
+@pytest.fixture(params=["memory", "file", "etcd"])
+async def pair(request, file_discovery, etcd_discovery):
     """Two started instances of one backend that share their records."""
     if request.param == "file":
         yield await file_discovery(), await file_discovery()
+        return
+    if request.param == "etcd":
+        url = request.getfixturevalue("etcd_server").url
+        yield await etcd_discovery(url), await etcd_discovery(url)
         return
     url = f"memory://{next(_urls)}"
     first, second = MemoryDiscovery(url), MemoryDiscovery(url)

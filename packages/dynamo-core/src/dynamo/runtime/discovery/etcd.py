@@ -43,8 +43,6 @@ class EtcdDiscovery:
             PluginError: the client library is not installed.
         """
         self._settings = settings or load_settings(EtcdSettings, environ=os.environ)
-        if not url.removeprefix("etcd://"):
-            url += os.environ.get("ETCD_ENDPOINTS", "")
         lease_seconds = self._settings.lease_seconds
         outage = Outage("known instances stay in use, and registrations are repeated until they hold")
         self._connection = EtcdConnection(EtcdTarget.parse(url, self._settings), call_seconds=min(5.0, lease_seconds))
@@ -80,6 +78,8 @@ class EtcdDiscovery:
         Raises:
             DiscoveryError: it cannot be reached, and nobody watches.
         """
+        if self._closed:
+            raise DiscoveryError("etcd discovery is closed")
         view = self._views.get(namespace)
         try:
             snapshot = await self._connection.read(namespace_prefix(namespace))

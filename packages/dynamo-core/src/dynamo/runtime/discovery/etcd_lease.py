@@ -18,7 +18,7 @@ _PART = "registration"
 
 
 class LeasedKeys:
-    """What `EtcdDiscovery` registered; renewed in the background from the first :meth:`put` to :meth:`close`."""
+    """What `EtcdDiscovery` registered; renewed in the background from the first key to :meth:`close`."""
 
     def __init__(self, connection: EtcdConnection, seconds: int, outage: Outage) -> None:
         """`seconds`: without a renewal for this long etcd removes the keys."""
@@ -38,8 +38,7 @@ class LeasedKeys:
         Raises:
             DiscoveryError: this attempt failed; what was kept before is kept on.
         """
-        if self._task is None:
-            self._task = asyncio.create_task(self._keep_renewing(), name="etcd registration")
+        self._ensure_renewing()
         async with self._lock:
             before = self._values.get(key)
             self._values[key] = value
@@ -48,21 +47,23 @@ class LeasedKeys:
                 await self._settle()
             except BaseException:
                 # The write may have arrived all the same: the key stays unsure, and the next renewal sets it right.
-                if before is None:
-                    del self._values[key]
-                else:
-                    self._values[key] = before
+                if self._values.get(key) is value:  # else it was removed meanwhile
+                    self._values.pop(key)
+                    self._values.update({} if before is None else {key: before})
                 raise
 
     async def remove(self, key: bytes) -> None:
-        """Remove `key`; repeated in the background if etcd cannot be reached now."""
-        async with self._lock:
-            self._values.pop(key, None)
-            self._unsure.add(key)
-            try:
+        """Remove `key`; in the background if etcd cannot be reached now."""
+        self._ensure_renewing()
+        self._values.pop(key, None)
+        self._unsure.add(key)
+        if self._outage.affects(_PART):  # another attempt would only make the caller, who leaves, wait
+            return
+        try:
+            async with self._lock:
                 await self._settle()
-            except DiscoveryError as error:
-                self._outage.begin(_PART, error)
+        except DiscoveryError as error:
+            self._outage.begin(_PART, error)
 
     async def close(self) -> None:
         """End the lease, and with it all keys. If etcd cannot be reached, it runs out by itself."""
@@ -77,6 +78,10 @@ class LeasedKeys:
             logger.debug("the lease had run out")
         except DiscoveryError as error:
             logger.warning("%s; the registration runs out in %d s", error.message, self._seconds)
+
+    def _ensure_renewing(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._keep_renewing(), name="etcd registration")
 
     async def _keep_renewing(self) -> None:
         while True:
@@ -103,6 +108,7 @@ class LeasedKeys:
             value = self._values.get(key)
             if value is None:
                 await self._connection.delete(key)
-            else:
-                await self._connection.put(key, value, self._lease or 0)
-            self._unsure.discard(key)
+            elif self._lease is not None:
+                await self._connection.put(key, value, self._lease)
+            if self._values.get(key) is value:  # else it was removed meanwhile
+                self._unsure.discard(key)

@@ -112,7 +112,7 @@ class RecordView:
         """Records whose keys are missing, and that count all the same."""
         return [self._records[key] for key in self._missing]
 
-    def replace(self, values: Mapping[bytes, bytes], revision: int) -> None:  # noqa: ARG002
+    def replace(self, values: Mapping[bytes, bytes]) -> None:
         """See `PrefixView.replace`."""
         missing = self._records.keys() - values.keys()
         self._hear(settle=bool(missing))

@@ -135,6 +135,8 @@ class EtcdConnection:
                 call.cancel()
 
         reply = await self._call(send)
+        if not isinstance(reply, self._rpc.LeaseKeepAliveResponse):
+            raise DiscoveryError(f"etcd at {self._target}: it ended the call without an answer")
         if reply.TTL <= 0:
             raise LeaseLost(f"etcd at {self._target}: the lease ran out")
 
@@ -163,16 +165,15 @@ class EtcdConnection:
         member = self._member()
         call = None
         try:
-            credentials = await member.credentials(self._call_seconds)
-            call = await open_watch(self._rpc, member, credentials, prefix, _end_of(prefix), revision, silence_seconds)
+            call = await member.ask(
+                lambda m, s, metadata: open_watch(self._rpc, m, metadata, prefix, _end_of(prefix), revision, s),
+                silence_seconds,
+            )
             async for changes in responses(self._rpc, call, silence_seconds):
                 yield changes
-        except self._rpc.AioRpcError as error:
+        except (self._rpc.AioRpcError, DiscoveryError) as error:
             self._move_on(member)
             raise self._explained(error) from error
-        except DiscoveryError as error:
-            self._move_on(member)
-            raise DiscoveryError(f"etcd at {self._target}: {error.message}", hint=error.hint) from error
         finally:
             if call is not None:
                 call.cancel()
@@ -188,7 +189,7 @@ class EtcdConnection:
         deadline = asyncio.get_running_loop().time() + self._call_seconds
         try:
             return await self._ask(send, deadline)
-        except self._rpc.AioRpcError as error:
+        except (self._rpc.AioRpcError, DiscoveryError) as error:
             raise self._explained(error) from error
 
     async def _ask(self, send: Send[T], deadline: float) -> T:
@@ -208,7 +209,7 @@ class EtcdConnection:
 
     def _member(self) -> Member:
         if self._closed:
-            raise DiscoveryError(f"the connection to etcd at {self._target} is closed")
+            raise DiscoveryError("the connection is closed")
         if self._current not in self._members:
             endpoint = self._target.endpoints[self._current]
             self._members[self._current] = Member(self._rpc, endpoint, self._target)
@@ -220,6 +221,8 @@ class EtcdConnection:
             self._current = (self._current + 1) % len(self._target.endpoints)
 
     def _explained(self, error: Any) -> DiscoveryError:
+        if isinstance(error, DiscoveryError):
+            return DiscoveryError(f"etcd at {self._target}: {error.message}", hint=error.hint)
         status, code, details = self._rpc.StatusCode, error.code(), str(error.details())
         if "requested lease not found" in details:
             return LeaseLost(f"etcd at {self._target}: the lease ran out")

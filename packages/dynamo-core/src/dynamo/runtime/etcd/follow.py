@@ -23,7 +23,7 @@ __all__ = ["PrefixView", "follow", "retry_seconds"]
 class PrefixView(Protocol):
     """Who follows."""
 
-    def replace(self, values: Mapping[bytes, bytes], revision: int) -> None:
+    def replace(self, values: Mapping[bytes, bytes]) -> None:
         """All keys of the prefix: at first, and after every interruption."""
         ...
 
@@ -45,7 +45,7 @@ async def follow(
     while True:
         try:
             snapshot = await connection.read(prefix)
-            view.replace(snapshot.values, snapshot.revision)
+            view.replace(snapshot.values)
             watch = connection.watch(prefix, snapshot.revision + 1, silence_seconds=silence_seconds)
             async with contextlib.aclosing(watch) as responses:
                 async for changes in responses:

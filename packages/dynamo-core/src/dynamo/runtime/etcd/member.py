@@ -6,10 +6,11 @@ ended, so the calls are made here.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
-from dynamo.errors import PluginError
+from dynamo.errors import DiscoveryError, PluginError
 from dynamo.runtime.etcd.target import Endpoint, EtcdTarget
 
 __all__ = ["Member", "Metadata", "Send", "load_rpc"]
@@ -68,15 +69,17 @@ class Member:
 
         Raises:
             AioRpcError: the call, or authentication, failed.
+            DiscoveryError: the connection was closed under the call.
         """
+        # gRPC reports that as CancelledError, which would look to the caller as if somebody had cancelled it.
+        asking = asyncio.ensure_future(self._ask(send, seconds))
         try:
-            return await send(self, seconds, await self.credentials(seconds))
-        except self._rpc.AioRpcError as error:
-            refused = any(text in str(error.details()) for text in _TOKEN_REFUSALS)
-            if not (refused and self._target.username):
-                raise
-        self.forget_token()
-        return await send(self, seconds, await self.credentials(seconds))
+            await asyncio.wait({asking})
+        finally:
+            asking.cancel()
+        if asking.cancelled():
+            raise DiscoveryError("the connection was closed")
+        return asking.result()
 
     async def credentials(self, seconds: float) -> Metadata:
         """The metadata that says who we are, if anybody.
@@ -97,13 +100,19 @@ class Member:
             self._token = str(reply.token)
         return (("token", self._token),)
 
-    def forget_token(self) -> None:
-        """Ask for a new token next time."""
-        self._token = None
-
     async def close(self, seconds: float) -> None:
         """Disconnect; calls that are under way may take `seconds` to end."""
         await self._channel.close(seconds)
+
+    async def _ask(self, send: Send[T], seconds: float) -> T:
+        try:
+            return await send(self, seconds, await self.credentials(seconds))
+        except self._rpc.AioRpcError as error:
+            refused = any(text in str(error.details()) for text in _TOKEN_REFUSALS)
+            if not (refused and self._target.username):
+                raise
+        self._token = None
+        return await send(self, seconds, await self.credentials(seconds))
 
 
 def _open(rpc: Any, endpoint: Endpoint, target: EtcdTarget) -> Any:

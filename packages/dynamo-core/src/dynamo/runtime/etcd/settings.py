@@ -14,6 +14,8 @@ class EtcdSettings(Settings):
 
     section: ClassVar[str] = "etcd"
 
+    endpoints: str = setting("", env=("ETCD_ENDPOINTS",), flags=())
+    """Where etcd listens, if the discovery backend's URL does not say: host:port,host:port."""
     username: str = setting("", env=("ETCD_USERNAME", "ETCD_AUTH_USERNAME"), flags=())
     """User, if etcd asks for one and the address does not name it."""
     password: str = setting("", env=("ETCD_PASSWORD", "ETCD_AUTH_PASSWORD"), secret=True)

@@ -47,14 +47,14 @@ class EtcdTarget:
 
     @classmethod
     def parse(cls, url: str, settings: EtcdSettings) -> EtcdTarget:
-        """Read ``etcd://host:port,https://user:password@host``; nothing after the scheme means localhost.
+        """Read ``etcd://host:port,https://user:password@host``; nothing after the scheme means the settings' endpoints.
 
         A user in the URL counts for all endpoints and before that of the settings.
 
         Raises:
             ConfigError: an endpoint, the credentials or a certificate file is wrong.
         """
-        rest = url.removeprefix("etcd://")
+        rest = url.removeprefix("etcd://") or settings.endpoints
         texts = [text.strip() for text in rest.split(",") if text.strip()] or [_DEFAULT]
         tls = bool(settings.ca_cert or settings.client_cert)
         parts = [_split(text, tls) for text in texts]

@@ -29,12 +29,15 @@ async def open_watch(
     """A call that watches the keys from `start` to before `end`, from `revision` on.
 
     Raises:
-        AioRpcError: there is no connection.
         DiscoveryError: the request could not be sent within `seconds`.
     """
     call = member.watches.Watch(metadata=(*credentials, _REQUIRE_LEADER))
     create = rpc.WatchCreateRequest(key=start, range_end=end, start_revision=revision, fragment=True)
-    await _write(call, rpc.WatchRequest(create_request=create), seconds)
+    try:
+        await _write(call, rpc.WatchRequest(create_request=create), seconds)
+    except BaseException:
+        call.cancel()
+        raise
     return call
 
 
@@ -62,21 +65,26 @@ async def _next(rpc: Any, call: Any, silence_seconds: float) -> Any:
     reading = asyncio.ensure_future(call.read())
     try:
         await asyncio.wait({reading}, timeout=silence_seconds / 2)
-        if not reading.done() and not call.done():
+        if not reading.done():
             await _write(call, rpc.WatchRequest(progress_request=rpc.WatchProgressRequest()), silence_seconds / 2)
             await asyncio.wait({reading}, timeout=silence_seconds / 2)
         if not reading.done():
             raise DiscoveryError(f"no sign of life for {silence_seconds:g} s")
-        response = reading.result()
     finally:
         reading.cancel()
+    response = None if reading.cancelled() else reading.result()
     if not isinstance(response, rpc.WatchResponse):
         raise DiscoveryError("it ended the watch")
     return response
 
 
 async def _write(call: Any, request: Any, seconds: float) -> None:
+    writing = asyncio.ensure_future(call.write(request))
     try:
-        await asyncio.wait_for(call.write(request), seconds)
-    except asyncio.TimeoutError as error:
-        raise DiscoveryError(f"no connection within {seconds:g} s") from error
+        await asyncio.wait({writing}, timeout=seconds)
+        if not writing.done():
+            raise DiscoveryError(f"no connection within {seconds:g} s")
+    finally:
+        writing.cancel()
+    if not writing.cancelled():
+        writing.exception()  # why a write failed, the next read says better

@@ -34,6 +34,11 @@ class HttpHost(Protocol):
         """Open connections; a connection adds and removes itself."""
         ...
 
+    @property
+    def draining(self) -> bool:
+        """Whether connections end with what they have begun."""
+        ...
+
     def body_limit(self, path: str) -> int:
         """Largest body in bytes for `path`."""
         ...
@@ -80,8 +85,14 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """Whether an exchange is open."""
-        return self._current is not None
+        """Whether an exchange is open, or the end of a response has not been written yet."""
+        unwritten = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        return self._current is not None or unwritten > 0
+
+    def drain(self) -> None:
+        """End with what has begun; a connection that is idle now may bring one request more."""
+        if self._current is not None and not self._waiting:
+            self._current.keep_alive = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Transport callback."""
@@ -247,6 +258,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _serve(self, exchange: Exchange) -> None:
         self._current = exchange
+        if self._server.draining:
+            self.drain()
         self._server.dispatch(exchange)
 
     def _refuse(self, error: DynamoError) -> None:

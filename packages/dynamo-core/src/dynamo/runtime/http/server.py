@@ -46,6 +46,7 @@ class HttpServer:
         self._prefixes: list[tuple[str, str, RouteHandler]] = []
         self._server: asyncio.AbstractServer | None = None
         self.port = 0
+        self.draining = False
 
     def route(self, method: str, path: str, handler: RouteHandler) -> None:
         """Serve `method` on `path`; a path that ends in ``/*`` matches everything below it, as `Exchange.params`."""
@@ -78,10 +79,13 @@ class HttpServer:
         return self.port
 
     def stop_accepting(self) -> None:
-        """Close the listening socket; exchanges go on."""
+        """Close the listening socket; exchanges go on, and kept-alive connections end with theirs."""
+        self.draining = True
         if self._server is not None:
             self._server.close()
             self._server = None
+        for connection in self.connections:
+            connection.drain()
 
     async def close(self, grace_seconds: float = 0.0) -> None:
         """Stop accepting, give open exchanges `grace_seconds`, then drop every connection."""

@@ -1,4 +1,4 @@
-"""The asking end of a tcp connection: one per peer, streams multiplexed, credit granted as sinks take items."""
+"""The asking end of a connection: one per peer, streams multiplexed, credit granted as sinks take items."""
 
 from __future__ import annotations
 
@@ -37,13 +37,14 @@ WINDOW_ITEMS = 256
 class _ClientStream:
     """Implements `dynamo.protocols.planes.PlaneStream`."""
 
-    __slots__ = ("_connection", "_granted", "_paused", "_taken", "deadline", "id", "sink")
+    __slots__ = ("_arrived", "_connection", "_paused", "_taken", "deadline", "id", "sink")
 
     def __init__(self, connection: ClientConnection, stream_id: int, sink: ResponseSink) -> None:
         self._connection = connection
         self.id = stream_id
         self.sink = sink
         self.deadline: asyncio.TimerHandle | None = None
+        self._arrived: list[bytes] = []
         self._taken = 0
         self._paused = False
 
@@ -57,8 +58,17 @@ class _ClientStream:
         self._paused = False
         self._grant()
 
-    def deliver(self, items: list[bytes]) -> None:
-        """Hand `items` to the sink and grant credit for half a window at a time."""
+    def gather(self, items: list[bytes]) -> bool:
+        """Keep `items` until all that has arrived is read; whether they are the first."""
+        first = not self._arrived
+        self._arrived += items
+        return first
+
+    def deliver(self) -> None:
+        """Hand what was gathered to the sink and grant credit for half a window at a time."""
+        items, self._arrived = self._arrived, []
+        if not items:
+            return
         self._taken += len(items)
         self.sink.on_items(items)
         if self._taken >= WINDOW_ITEMS // 2 and not self._paused:
@@ -81,6 +91,7 @@ class ClientConnection(Connection):
         self.alive = True
         self._handshake = ClientHandshake(options.secret)
         self._streams: dict[int, _ClientStream] = {}
+        self._with_items: list[_ClientStream] = []
         self._next_id = 1
         self._early: list[Message] = []
 
@@ -111,8 +122,8 @@ class ClientConnection(Connection):
         kind = message[0]
         if kind == ITEMS:
             stream = self._streams.get(message[1])
-            if stream is not None:
-                stream.deliver(message[2])
+            if stream is not None and stream.gather(message[2]):
+                self._with_items.append(stream)
         elif kind == END:
             stream = self._take(message[1])
             if stream is not None:
@@ -125,6 +136,12 @@ class ClientConnection(Connection):
             self.going_away = True
         elif not self.ready:
             self._greet(message)
+
+    def read_done(self) -> None:
+        """Deliver once per stream what came in many frames: a sink that fell behind catches up in one call."""
+        streams, self._with_items = self._with_items, []
+        for stream in streams:
+            stream.deliver()
 
     def lost(self, error: DynamoError) -> None:
         """Every open stream fails: with CannotConnect when nothing can have been executed, else Disconnected."""
@@ -162,8 +179,10 @@ class ClientConnection(Connection):
 
     def _take(self, stream_id: int) -> _ClientStream | None:
         stream = self._streams.pop(stream_id, None)
-        if stream is not None and stream.deadline is not None:
-            stream.deadline.cancel()
+        if stream is not None:
+            if stream.deadline is not None:
+                stream.deadline.cancel()
+            stream.deliver()
         return stream
 
     def _expire(self, stream_id: int) -> None:

@@ -1,4 +1,7 @@
-"""What both ends of a tcp connection share: framing, one write per event-loop pass, keep-alive, reasoned closing."""
+"""What both ends of a connection share: framing, one write per event-loop pass, keep-alive, reasoned closing.
+
+The bytes are carried by an asyncio transport: a socket's, or `dynamo.runtime.request_plane.nats_transport`.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,9 @@ class Connection(asyncio.Protocol):
     def handle(self, message: list[Any]) -> None:
         """One message of the peer; may raise anything for a malformed one, which drops the peer."""
 
+    def read_done(self) -> None:
+        """All messages of one read have been handled."""
+
     def lost(self, error: DynamoError) -> None:
         """The connection is gone; called once."""
 
@@ -79,6 +85,7 @@ class Connection(asyncio.Protocol):
                     self.post((PONG,))
                 elif message[0] != PONG:
                     self.handle(message)
+            self.read_done()
         except DynamoError as error:
             self.drop(error)
         except (IndexError, KeyError, TypeError, ValueError, AttributeError) as error:

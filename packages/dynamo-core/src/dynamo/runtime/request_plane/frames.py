@@ -1,4 +1,4 @@
-"""Frames of the tcp request plane: a 4-byte little-endian length, then a msgpack array of messages.
+"""Frames of the request planes: a 4-byte little-endian length, then a msgpack array of messages.
 
 A message is an array whose first element is its kind (DESIGN 4.4 allows fixed arrays within a major version; maps
 inside them may grow fields). One frame carries all messages of one event-loop pass.

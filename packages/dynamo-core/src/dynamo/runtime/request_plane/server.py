@@ -1,10 +1,10 @@
-"""The serving end of a tcp connection: opens streams, hands them to handlers, sends their items under credit."""
+"""The serving end of a connection: opens streams, hands them to handlers, sends their items under credit."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from dynamo.errors import CannotConnect, Draining, DynamoError, EngineError, InvalidRequest, Overloaded, TransportError
 from dynamo.protocols.planes import Handler, PlaneOptions
@@ -22,28 +22,37 @@ logger = logging.getLogger(__name__)
 BACKLOG_LIMIT_ITEMS = 65536
 
 
-class ServerHost(Protocol):
-    """What a connection needs of the listening side."""
+class ServerHost:
+    """What the connections of one serving process share; most of `dynamo.protocols.planes.PlaneServer`."""
 
-    @property
-    def options(self) -> PlaneOptions:
-        """Limits and secret."""
-        ...
-
-    @property
-    def handlers(self) -> Mapping[str, Handler]:
+    def __init__(self, options: PlaneOptions) -> None:
+        self.options = options
+        self.handlers: dict[str, Handler] = {}
         """Endpoint to handler."""
-        ...
-
-    @property
-    def draining(self) -> bool:
+        self.draining = False
         """Whether new streams are refused."""
-        ...
+        self.connections: set[ServerConnection] = set()
+        """Open connections; a connection adds and removes itself."""
+
+    def add_handler(self, endpoint: str, handler: Handler) -> None:
+        """Serve `endpoint` with `handler`."""
+        self.handlers[endpoint] = handler
 
     @property
-    def connections(self) -> set[ServerConnection]:
-        """Open connections; a connection adds and removes itself."""
-        ...
+    def open_streams(self) -> int:
+        """Streams that have not ended, over all connections."""
+        return sum(len(connection.streams) for connection in self.connections)
+
+    def stop_accepting(self) -> None:
+        """Refuse new streams from now on."""
+        self.draining = True
+        for connection in self.connections:
+            connection.go_away()
+
+    async def close(self) -> None:
+        """Drop all connections."""
+        for connection in list(self.connections):
+            connection.close()
 
 
 class _ServerStream:
@@ -228,7 +237,12 @@ class ServerConnection(Connection):
         except DynamoError as error:
             stream.fail(error)
         except Exception as error:
-            logger.exception("handler of %s failed on request %s", endpoint, context.request_id)
+            logger.exception(
+                "handler of %s failed on request %s",
+                endpoint,
+                context.request_id,
+                extra={"request_id": context.request_id},
+            )
             stream.fail(EngineError(f"handler of {endpoint} failed: {error}"))
 
     def _refusal(self, endpoint: str) -> DynamoError | None:

@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 from dynamo.errors import CannotConnect, ConfigError, TransportError
 from dynamo.protocols.addressing import format_instance_id
-from dynamo.protocols.context import RequestContext
-from dynamo.protocols.discovery import InstanceRecord
-from dynamo.protocols.planes import Handler, PlaneOptions, PlaneStream, ResponseSink
+from dynamo.protocols.planes import PlaneOptions
 from dynamo.runtime.hosts import announced_host, is_local
 from dynamo.runtime.request_plane.client import ClientConnection
-from dynamo.runtime.request_plane.server import ServerConnection
+from dynamo.runtime.request_plane.pool import ConnectionPool
+from dynamo.runtime.request_plane.server import ServerConnection, ServerHost
 
 __all__ = ["TcpRequestPlane", "TcpServer", "split_address"]
-
-logger = logging.getLogger(__name__)
 
 _UNIX = "unix:"
 
 
-class TcpServer:
+class TcpServer(ServerHost):
     """The serving side in this process."""
 
     def __init__(self, options: PlaneOptions) -> None:
-        self.options = options
-        self.handlers: dict[str, Handler] = {}
-        self.draining = False
-        self.connections: set[ServerConnection] = set()
+        super().__init__(options)
         self.address = ""
         self._server: asyncio.AbstractServer | None = None
+
+    @property
+    def transports(self) -> dict[str, str]:
+        """Where it listens, for discovery."""
+        return {TcpRequestPlane.transport: self.address}
 
     async def listen(self, instance_id: int) -> None:
         """Bind. Raises CannotConnect when the address cannot be had."""
@@ -58,28 +56,12 @@ class TcpServer:
                 hint="choose another --tcp-host or --tcp-port",
             ) from error
 
-    def add_handler(self, endpoint: str, handler: Handler) -> None:
-        """Serve `endpoint` with `handler`."""
-        self.handlers[endpoint] = handler
-
-    @property
-    def open_streams(self) -> int:
-        """Streams that have not ended, over all connections."""
-        return sum(len(connection.streams) for connection in self.connections)
-
-    def stop_accepting(self) -> None:
-        """Refuse new streams from now on."""
-        self.draining = True
-        for connection in self.connections:
-            connection.go_away()
-
     async def close(self) -> None:
         """Stop listening and drop all connections."""
         server, self._server = self._server, None
         if server is not None:
             server.close()
-        for connection in list(self.connections):
-            connection.close()
+        await super().close()
         if self.address.startswith(_UNIX):
             with contextlib.suppress(OSError):
                 Path(self.address.removeprefix(_UNIX)).unlink()
@@ -88,18 +70,13 @@ class TcpServer:
         return ServerConnection(self)
 
 
-class TcpRequestPlane:
+class TcpRequestPlane(ConnectionPool):
     """Implements `dynamo.protocols.planes.RequestPlane`."""
 
-    def __init__(self, options: PlaneOptions) -> None:
-        self._options = options
-        self._servers: list[TcpServer] = []
-        self._clients: dict[str, ClientConnection] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+    transport = "tcp"
 
-    async def serve(self, instance_id: int) -> TcpServer:
-        """Start listening; see `dynamo.protocols.planes.RequestPlane.serve`."""
-        options = self._options
+    async def _listen(self, instance_id: int) -> TcpServer:
+        options = self.options
         if not options.secret and not options.insecure and not is_local(options.host):
             raise ConfigError(
                 f"other machines can reach {options.host}, and there is no plane secret",
@@ -108,35 +85,7 @@ class TcpRequestPlane:
             )
         server = TcpServer(options)
         await server.listen(instance_id)
-        self._servers.append(server)
         return server
-
-    def send(
-        self, instance: InstanceRecord, payload: bytes, sink: ResponseSink, context: RequestContext
-    ) -> PlaneStream:
-        """Open a stream; see `dynamo.protocols.planes.RequestPlane.send`."""
-        address = instance.transports.get("tcp", "")
-        connection = self._clients.get(address)
-        if connection is None or not connection.alive:
-            connection = self._clients[address] = ClientConnection(self._options, address)
-            self._run(self._connect(connection))
-        return connection.open_stream(f"{instance.component}.{instance.endpoint}", payload, sink, context)
-
-    async def close(self) -> None:
-        """Close both sides."""
-        for task in list(self._tasks):
-            task.cancel()
-        for connection in self._clients.values():
-            connection.close()
-        self._clients.clear()
-        for server in self._servers:
-            await server.close()
-        self._servers.clear()
-
-    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, connection: ClientConnection) -> None:
         loop = asyncio.get_running_loop()
@@ -149,9 +98,9 @@ class TcpRequestPlane:
             else:
                 host, port = split_address(address)
                 opening = loop.create_connection(lambda: connection, host, port)
-            await asyncio.wait_for(opening, self._options.connect_timeout_seconds)
+            await asyncio.wait_for(opening, self.options.connect_timeout_seconds)
         except (OSError, asyncio.TimeoutError, TransportError) as error:
-            reason = str(error) or f"no answer within {self._options.connect_timeout_seconds:g} s"
+            reason = str(error) or f"no answer within {self.options.connect_timeout_seconds:g} s"
             connection.close(CannotConnect(f"cannot connect to {address}: {reason}"))
 
 

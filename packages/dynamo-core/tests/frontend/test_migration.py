@@ -1,0 +1,50 @@
+"""Streams that lose their worker at awkward moments."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+COMPLETIONS = "/v1/completions"
+SLOW = {"backend": "echo", "argv": ["--tokens-per-second", "2"]}
+
+
+def lose_connections(deployment, worker=0):
+    for connection in list(deployment._running[worker][0]._plane_server.connections):
+        connection._transport.abort()
+
+
+async def test_a_stream_that_lacks_only_its_end_is_complete(make_deployment):
+    deployment = await make_deployment(SLOW)
+    await deployment.serves("echo")
+    body = {"model": "echo", "prompt": "one two three four", "max_tokens": 1, "stream": True}
+    events = []
+    async with deployment.client.stream("POST", COMPLETIONS, json=body) as response:
+        async for line in response.aiter_lines():
+            if not events:
+                lose_connections(deployment)
+            events += [line.removeprefix("data: ")] if line else []
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["choices"][0]["finish_reason"] == "length"
+    assert "dynamo_frontend_migrations_total{" not in (await deployment.client.get("/metrics")).text
+
+
+async def test_a_lone_worker_that_lost_its_connection_goes_on(make_deployment):
+    deployment = await make_deployment({"backend": "echo", "argv": ["--tokens-per-second", "50"]})
+    await deployment.serves("echo")
+    prompt = " ".join(f"word{number}" for number in range(20))
+    answer = asyncio.create_task(deployment.client.post(COMPLETIONS, json={"model": "echo", "prompt": prompt}))
+    await deployment.until(lambda: deployment.engines[0]._step >= 5)
+    lose_connections(deployment)
+    assert (await answer).json()["choices"][0]["text"] == prompt
+    assert deployment.engines[0].load()[0].running_requests == 0
+
+
+async def test_a_request_whose_time_is_up_is_not_sent_to_others(make_deployment):
+    deployment = await make_deployment(SLOW, SLOW, request_timeout_seconds=0.2)
+    await deployment.serves("echo", workers=2)
+    response = await deployment.client.post(COMPLETIONS, json={"model": "echo", "prompt": "one two three four five"})
+    assert response.status_code == 504
+    assert sum(engine._step > 0 for engine in deployment.engines) == 1
+    metrics = (await deployment.client.get("/metrics")).text
+    assert "dynamo_frontend_migrations_total{" not in metrics

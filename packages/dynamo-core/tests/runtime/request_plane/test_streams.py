@@ -1,0 +1,251 @@
+"""Streams between two real ends, alike over every carrier: order, credit, cancellation, deadlines, lost peers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import pytest
+
+from dynamo.errors import CannotConnect, Disconnected, Draining, EngineError, InvalidRequest, ResponseTimeout
+from dynamo.protocols.discovery import InstanceRecord
+from dynamo.runtime.client import stream_items
+from dynamo.runtime.context import Context
+from dynamo.runtime.server import iterator_handler
+
+TIMEOUT = 10.0
+
+
+async def count(request, context):
+    for number in range(request):
+        yield number
+
+
+async def forever(request, context):
+    yield 0
+    await context.wait_cancelled()
+    yield "cancelled"
+
+
+async def test_items_arrive_in_order_and_the_stream_ends_once(pair):
+    pair.serve(iterator_handler(count, int))
+    got = [item async for item in stream_items(pair.asking, pair.record, b"\xcd\x03\xe8", Context("r"), int)]
+    assert got == list(range(1000))
+    assert pair.server.open_streams == 0
+
+
+async def test_many_streams_share_one_connection(pair):
+    pair.serve(iterator_handler(count, int))
+
+    async def one(n):
+        return [item async for item in stream_items(pair.asking, pair.record, bytes([n]), Context(str(n)), int)]
+
+    results = await asyncio.gather(*(one(n) for n in range(1, 100)))
+    assert results == [list(range(n)) for n in range(1, 100)]
+    assert len(pair.server.connections) == 1
+
+
+async def test_items_of_one_event_loop_pass_travel_in_one_batch(pair):
+    def burst(payload, context, writer):
+        for number in range(50):
+            writer.send(bytes([number]))
+        writer.end()
+
+    pair.serve(burst)
+    sink, _ = pair.send()
+    await sink.wait()
+    assert sink.items == [bytes([n]) for n in range(50)]
+    assert sink.batches == 1
+
+
+async def test_a_handler_error_arrives_with_its_class_and_fields(pair):
+    async def refuse(request, context):
+        raise InvalidRequest("too long", param="messages", reason="context_length_exceeded")
+        yield
+
+    pair.serve(iterator_handler(refuse))
+    sink, _ = pair.send(b"\xc0")
+    await sink.wait()
+    assert isinstance(sink.error, InvalidRequest)
+    assert (sink.error.message, sink.error.param, sink.error.reason) == (
+        "too long",
+        "messages",
+        "context_length_exceeded",
+    )
+
+
+async def test_a_foreign_exception_is_an_engine_error_and_spares_the_connection(pair, caplog):
+    async def crash(request, context):
+        yield 1
+        raise ZeroDivisionError("oops")
+
+    pair.serve(iterator_handler(crash))
+    with caplog.at_level(logging.ERROR):
+        sink, _ = pair.send(b"\xc0")
+        await sink.wait()
+    assert isinstance(sink.error, EngineError)
+    assert "ZeroDivisionError: oops" in sink.error.message
+    pair.serve(iterator_handler(count, int))
+    again, _ = pair.send(b"\x02")
+    await again.wait()
+    assert again.error is None
+    assert len(again.items) == 2
+
+
+async def test_a_payload_of_the_wrong_type_fails_its_stream_only(pair, caplog):
+    pair.serve(iterator_handler(count, int))
+    sink, _ = pair.send(b"\xa1x")
+    await sink.wait()
+    assert isinstance(sink.error, InvalidRequest)
+    assert len(pair.server.connections) == 1
+
+
+async def test_an_unknown_endpoint_is_refused(pair):
+    sink, _ = pair.send()
+    await sink.wait()
+    assert isinstance(sink.error, InvalidRequest)
+    assert "worker.generate" in sink.error.message
+
+
+async def test_cancelling_the_context_reaches_the_handler(pair):
+    pair.serve(iterator_handler(forever))
+    context = Context("r")
+    sink, _ = pair.send(b"\xc0", context)
+    await sink.begin()
+    context.cancel()
+    await sink.wait()
+    assert sink.items[-1] == b"\xa9cancelled"
+    assert sink.error is None
+
+
+async def test_a_handler_that_ignores_cancellation_is_closed(pair):
+    closed = asyncio.Event()
+
+    async def deaf(request, context):
+        try:
+            yield 0
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    pair.serve(iterator_handler(deaf))
+    context = Context("r")
+    sink, _ = pair.send(b"\xc0", context)
+    await sink.begin()
+    context.cancel()
+    await sink.wait()
+    assert closed.is_set()
+
+
+async def test_a_deadline_ends_the_stream_and_cancels_the_handler(pair):
+    cancelled = asyncio.Event()
+
+    async def slow(request, context):
+        assert context.deadline_unix_seconds is not None
+        await context.wait_cancelled()
+        cancelled.set()
+        yield 0
+
+    pair.serve(iterator_handler(slow))
+    sink, _ = pair.send(b"\xc0", Context("r", deadline_unix_seconds=time.time() + 0.05))
+    await sink.wait()
+    assert isinstance(sink.error, ResponseTimeout)
+    await asyncio.wait_for(cancelled.wait(), TIMEOUT)
+
+
+async def test_a_paused_reader_holds_the_writer_back(pair):
+    produced = []
+
+    async def eager(request, context):
+        for number in range(5000):
+            produced.append(number)
+            yield number
+
+    pair.serve(iterator_handler(eager))
+    sink, stream = pair.send(b"\xc0")
+    stream.pause()
+    await sink.begin()
+    for _ in range(200):
+        await asyncio.sleep(0)
+    held_at = len(produced)
+    assert held_at <= 257
+    stream.resume()
+    await sink.wait()
+    assert len(sink.items) == 5000
+
+
+async def test_draining_refuses_new_streams_and_lets_old_ones_end(pair):
+    release = asyncio.Event()
+
+    async def held(request, context):
+        yield 1
+        await release.wait()
+        yield 2
+
+    pair.serve(iterator_handler(held))
+    old, _ = pair.send(b"\xc0")
+    await old.begin()
+    pair.server.stop_accepting()
+    new, _ = pair.send(b"\xc0")
+    await new.wait()
+    assert isinstance(new.error, Draining)
+    release.set()
+    await old.wait()
+    assert (old.items, old.error) == ([b"\x01", b"\x02"], None)
+
+
+async def test_losing_the_server_fails_open_streams_and_the_next_connects_anew(pair):
+    pair.serve(iterator_handler(forever))
+    sink, _ = pair.send(b"\xc0")
+    await sink.begin()
+    for connection in list(pair.server.connections):
+        connection.close()
+    await sink.wait()
+    assert isinstance(sink.error, Disconnected)
+    pair.serve(iterator_handler(count, int))
+    again, _ = pair.send(b"\x03")
+    await again.wait()
+    assert len(again.items) == 3
+
+
+async def test_losing_the_client_cancels_its_requests(pair):
+    cancelled = asyncio.Event()
+
+    async def watch(request, context):
+        yield 0
+        await context.wait_cancelled()
+        cancelled.set()
+
+    pair.serve(iterator_handler(watch))
+    sink, _ = pair.send(b"\xc0")
+    await sink.begin()
+    await pair.asking.close()
+    await asyncio.wait_for(cancelled.wait(), TIMEOUT)
+    assert isinstance(sink.error, Disconnected)
+
+
+async def test_an_instance_without_an_address_is_cannot_connect(pair):
+    pair.record = InstanceRecord("ns", "worker", "generate", 7, {})
+    sink, _ = pair.send()
+    await sink.wait()
+    assert isinstance(sink.error, CannotConnect)
+
+
+@pytest.mark.parametrize(("server", "client"), [(b"a", b"b"), (b"a", b""), (b"", b"b")])
+async def test_both_sides_must_know_the_secret(make_pair, server, client, caplog):
+    pair = await make_pair(secret=server, asking={"secret": client})
+    pair.serve(iterator_handler(count, int))
+    sink, _ = pair.send(b"\x01")
+    await sink.wait()
+    assert isinstance(sink.error, CannotConnect)
+    assert "secret" in sink.error.message
+
+
+async def test_too_many_streams_are_refused_as_overload(make_pair):
+    pair = await make_pair(max_streams=2)
+    pair.serve(iterator_handler(forever))
+    sinks = [pair.send(b"\xc0", Context(str(n))) for n in range(3)]
+    await sinks[2][0].wait()
+    assert sinks[2][0].error.code == "overloaded"
+    assert sinks[2][0].error.retry_after_seconds
