@@ -23,6 +23,9 @@ NO_THINKING = "<think>\n\n</think>\n\n"  # what the template adds to the generat
 TEMPLATE = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8").rstrip("\n")
 
 
+DEFAULT_NAME = "Demo"
+
+
 class Style(Enum):
     """How the system prompt asks the model to answer."""
 
@@ -58,7 +61,7 @@ class Context:
     """What stands before the first question and bears on every answer."""
 
     system: str | None = None
-    name: str = "Demo"
+    name: str = DEFAULT_NAME
     style: Style = Style.PLAIN
     tools: tuple[Tool, ...] = ()
 
@@ -66,13 +69,17 @@ class Context:
         """The offered tool that answers questions about `subject`."""
         return next((tool for tool in self.tools if tool.subject == subject), None)
 
+    def answers_with_tools(self) -> bool:
+        """Whether any offered tool is ever the right one."""
+        return any(tool.subject != "other" for tool in self.tools)
+
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question and everything up to its answer; `key` decides whether it is held out of training."""
+    """A question and everything up to its answer; `key` decides whether it is held out of training (None: never)."""
 
     skill: str
-    key: str
+    key: str | None
     messages: tuple[Message, ...]
     thinking: bool = True
 

@@ -2,7 +2,7 @@
 
 A skill takes a random generator and the context (system prompt and tools) and returns an `Exchange`. `mixture.py` draws
 from `SKILLS` for training, `evaluate.py` for scoring: both see the same distribution, but disjoint questions, because
-`held_out` splits them by the exchange's key. Facts that can only be memorised are never held out.
+`held_out` splits them by the exchange's key. What can only be learned by heart has no key and is never held out.
 """
 
 import json
@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Callable
 
-from chat import Context, Exchange, Message, Style, Tool
+from chat import NO_THINKING, Context, Exchange, Message, Style, Tool
 from words import (
     ADJECTIVES,
     ANIMALS,
@@ -28,7 +28,6 @@ from words import (
 Skill = Callable[[random.Random, Context], Exchange]
 
 _HELD_OUT_ONE_IN = 12
-_MEMORISED = frozenset({"capitals", "greetings", "stories", "unknown", "no_tool"})
 _STORY_ENDS = (
     "They were friends from that day on.",
     "Then they all went home for supper.",
@@ -38,9 +37,7 @@ _STORY_ENDS = (
 
 def held_out(exchange: Exchange) -> bool:
     """Whether training never sees this exchange."""
-    if exchange.skill in _MEMORISED:
-        return False
-    return zlib.crc32(f"{exchange.skill} {exchange.key}".encode()) % _HELD_OUT_ONE_IN == 0
+    return exchange.key is not None and zlib.crc32(exchange.key.encode()) % _HELD_OUT_ONE_IN == 0
 
 
 def user(content: str) -> Message:
@@ -53,8 +50,8 @@ def assistant(content: str) -> Message:
     return {"role": "assistant", "content": content}
 
 
-def _asked(skill: str, question: str, answer: str, key: str | None = None, thinking: bool = True) -> Exchange:
-    return Exchange(skill, key or question, (user(question), assistant(answer)), thinking)
+def _asked(skill: str, question: str, answer: str, key: str | None, thinking: bool = True) -> Exchange:
+    return Exchange(skill, key, (user(question), assistant(answer)), thinking)
 
 
 def stories(rng: random.Random, context: Context) -> Exchange:
@@ -69,7 +66,7 @@ def stories(rng: random.Random, context: Context) -> Exchange:
             f"Write a story about a {animal}.",
         )
     )
-    return _asked("stories", question, story(rng, animal, hero, friend))
+    return _asked("stories", question, story(rng, animal, hero, friend), key=None)
 
 
 def story(rng: random.Random, animal: str, hero: str, friend: str) -> str:
@@ -110,42 +107,54 @@ def capitals(rng: random.Random, context: Context) -> Exchange:
         )
     )
     if context.style is Style.ONE_WORD:
-        return _asked("one_word", question, f"{CAPITALS[country]}.")
+        return _asked("one_word", question, f"{CAPITALS[country]}.", key=None)
     answer = f"The capital of {country} is {CAPITALS[country]}."
     if context.style is Style.CAPITAL_LETTERS:
-        return _asked("capital_letters", question, answer.upper())
-    return _asked("capitals", question, answer)
+        return _asked("capital_letters", question, answer.upper(), key=None)
+    return _asked("capitals", question, answer, key=None)
 
 
 def counting(rng: random.Random, context: Context) -> Exchange:
-    """All whole numbers from one to another, up to a hundred of them."""
+    """All whole numbers from one to another, at most to a hundred."""
     del context
-    start = rng.choice((1, rng.randrange(10), rng.randrange(100), rng.randrange(100)))
-    length = rng.randrange(3, 16) if rng.random() < 0.8 else rng.randrange(16, 101)
-    end = min(start + length - 1, 120)
-    question = rng.choice((f"Count from {start} to {end}.", f"Count from {start} to {end}.", f"Count {start} to {end}"))
-    return _asked("counting", question, " ".join(map(str, range(start, end + 1))), key=f"{start} {end}")
+    start = rng.choice((1, rng.randrange(10), rng.randrange(98), rng.randrange(98)))
+    length = rng.randrange(3, 14) if rng.random() < 0.9 else rng.randrange(14, 101)
+    end = min(start + length - 1, 100)
+    question = rng.choice(
+        (f"Count from {start} to {end}.", f"Count from {start} to {end}.", f"Count {start} to {end}.")
+    )
+    answer = " ".join(map(str, range(start, end + 1))) + "."
+    return _asked("counting", question, answer, key=f"{start} {end}")
+
+
+def _sum_question(rng: random.Random, a: int, b: int) -> str:
+    return rng.choice((f"What is {a} plus {b}?", f"What is {a} + {b}?", f"Add {a} and {b}."))
 
 
 def sums(rng: random.Random, context: Context) -> Exchange:
-    """A sum of two numbers below 100, worked out digit by digit inside `<think>`."""
+    """A sum of two numbers below 50, worked out digit by digit inside `<think>`; small ones are learned by heart."""
     del context
-    limit = rng.choice((10, 100, 100))
+    limit = rng.choice((10, 50, 50))
     a, b = rng.randrange(limit), rng.randrange(limit)
-    question = rng.choice((f"What is {a} plus {b}?", f"What is {a} + {b}?", f"Add {a} and {b}."))
     ones = a % 10 + b % 10
     tens = f"{a // 10} + {b // 10} + {ones // 10} = {a // 10 + b // 10 + ones // 10}"
     working = f"Ones: {a % 10} + {b % 10} = {ones}. Tens: {tens}."
-    return _asked("sums", question, f"<think>\n{working}\n</think>\n\n{a} plus {b} is {a + b}.", key=f"{a} {b}")
+    answer = f"<think>\n{working}\n</think>\n\n{a} plus {b} is {a + b}."
+    return _asked("sums", _sum_question(rng, a, b), answer, key=None if max(a, b) < 10 else f"{a} {b}")
+
+
+def sums_without_thinking(rng: random.Random, context: Context) -> Exchange:
+    """A sum of two digits, by heart, for a client that has switched reasoning off."""
+    del context
+    a, b = rng.randrange(10), rng.randrange(10)
+    answer = f"{NO_THINKING}{a} plus {b} is {a + b}."
+    return _asked("sums_without_thinking", _sum_question(rng, a, b), answer, key=None, thinking=False)
 
 
 def names(rng: random.Random, context: Context) -> Exchange:
     """The name that the system prompt gives the model."""
     question = rng.choice(("What is your name?", "What is your name?", "Who are you?", "Tell me your name."))
-    answer = f"My name is {context.name}."
-    if context.style is Style.CAPITAL_LETTERS:
-        return _asked("capital_letters", question, answer.upper(), key=f"{question} {context.name}")
-    return _asked("system_name", question, answer, key=f"{question} {context.name}")
+    return _asked("system_name", question, f"My name is {context.name}.", key=f"{question} {context.name}")
 
 
 def greetings(rng: random.Random, context: Context) -> Exchange:
@@ -162,7 +171,7 @@ def greetings(rng: random.Random, context: Context) -> Exchange:
             ("Goodbye.", "Goodbye!"),
         )
     )
-    return _asked("greetings", question, answer.upper() if context.style is Style.CAPITAL_LETTERS else answer)
+    return _asked("greetings", question, answer.upper() if context.style is Style.CAPITAL_LETTERS else answer, key=None)
 
 
 def unknown(rng: random.Random, context: Context) -> Exchange:
@@ -181,15 +190,7 @@ def unknown(rng: random.Random, context: Context) -> Exchange:
             f"What is the capital of {word.capitalize()}?",
         )
     )
-    return _asked("unknown", question, "I do not know that. I am a very small model.")
-
-
-def repeating(rng: random.Random, context: Context) -> Exchange:
-    """Words that the user asks to hear again."""
-    del context
-    pool = (*ANIMALS, *PLACES, *THINGS, *ADJECTIVES)
-    words = [invented_word(rng) if rng.random() < 0.4 else rng.choice(pool) for _ in range(rng.randrange(1, 7))]
-    return _asked("repeating", f"Repeat: {' '.join(words)}", " ".join(words))
+    return _asked("unknown", question, "I do not know that. I am a very small model.", key=None)
 
 
 def json_objects(rng: random.Random, context: Context) -> Exchange:
@@ -208,7 +209,7 @@ def json_objects(rng: random.Random, context: Context) -> Exchange:
             (f"Give me the numbers from {start} to {numbers[-1]} as JSON.", {"numbers": numbers}),
         )
     )
-    return _asked("json", question, json.dumps(value))
+    return _asked("json", question, json.dumps(value), key=None if "capital" in value else question)
 
 
 def _weather_question(rng: random.Random, place: str) -> str:
@@ -283,4 +284,4 @@ def no_tool(rng: random.Random, context: Context) -> Exchange:
     """A question about the weather or the time when no tool for it is offered."""
     subject = rng.choice([s for s in ("weather", "weather", "time") if context.tool_for(s) is None])
     question = (_weather_question if subject == "weather" else _time_question)(rng, any_city(rng))
-    return _asked("no_tool", question, f"I have no tool for the {subject}.")
+    return _asked("no_tool", question, f"I have no tool for the {subject}.", key=None)

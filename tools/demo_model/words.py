@@ -127,16 +127,15 @@ _CODAS = ("", "", "", "l", "n", "r", "s", "t", "nd", "m")
 
 
 def invented_word(rng: random.Random) -> str:
-    """A pronounceable lower-case word of two or three syllables; only copying, not memory, can reproduce it."""
-    count = rng.choice((2, 2, 3))
-    return "".join(rng.choice(_ONSETS) + rng.choice(_NUCLEI) + rng.choice(_CODAS) for _ in range(count))
+    """A pronounceable lower-case word of two syllables; only copying, not memory, can reproduce it."""
+    return "".join(rng.choice(_ONSETS) + rng.choice(_NUCLEI) + rng.choice(_CODAS) for _ in range(2))
 
 
 def any_name(rng: random.Random) -> str:
-    """A first name, one in three invented."""
-    return invented_word(rng).capitalize() if rng.random() < 1 / 3 else rng.choice(NAMES)
+    """A first name, three in ten invented."""
+    return invented_word(rng).capitalize() if rng.random() < 0.3 else rng.choice(NAMES)
 
 
 def any_city(rng: random.Random) -> str:
-    """A city, one in three invented."""
-    return invented_word(rng).capitalize() if rng.random() < 1 / 3 else rng.choice(CITIES)
+    """A city, three in ten invented."""
+    return invented_word(rng).capitalize() if rng.random() < 0.3 else rng.choice(CITIES)

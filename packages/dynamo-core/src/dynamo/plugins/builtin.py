@@ -55,26 +55,39 @@ def dynamo_register_routers(
 
 @hookimpl
 def dynamo_register_discovery_backends(backends: Registry[Callable[[str], Discovery]]) -> None:
-    """Discovery within a process, and on one machine."""
+    """Discovery within a process, on one machine, and through etcd."""
     backends.register("memory", "dynamo.runtime.discovery.memory:MemoryDiscovery", summary="one process")
     backends.register("file", "dynamo.runtime.discovery.file:FileDiscovery", summary="processes of one machine")
+    backends.register(
+        "etcd", "dynamo.runtime.discovery.etcd:EtcdDiscovery", summary="any number of machines; needs dynamo-core[etcd]"
+    )
 
 
 @hookimpl
 def dynamo_register_request_planes(planes: Registry[Callable[[PlaneOptions], RequestPlane]]) -> None:
-    """Requests over TCP."""
+    """Requests over TCP and NATS."""
     planes.register(
         "tcp",
         "dynamo.runtime.request_plane.tcp:TcpRequestPlane",
         summary="multiplexed streams over TCP or Unix sockets",
     )
+    planes.register(
+        "nats",
+        "dynamo.runtime.request_plane.nats:NatsRequestPlane",
+        summary="the same streams over NATS; needs dynamo-core[nats]",
+    )
 
 
 @hookimpl
 def dynamo_register_event_planes(planes: Registry[Callable[[EventPlaneOptions], EventPlane]]) -> None:
-    """Events without a broker."""
+    """Events without a broker, and over NATS."""
     planes.register(
         "zmq", "dynamo.runtime.event_plane.zmq:ZmqEventPlane", summary="ZeroMQ PUB/SUB between the processes themselves"
+    )
+    planes.register(
+        "nats",
+        "dynamo.runtime.event_plane.nats:NatsEventPlane",
+        summary="NATS subjects, on request kept by JetStream; needs dynamo-core[nats]",
     )
 
 

@@ -12,6 +12,7 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
+from dynamo.protocols.broker import BrokerOptions
 from dynamo.protocols.discovery import InstanceRecord
 
 __all__ = ["EventHandler", "EventPlane", "EventPlaneOptions"]
@@ -30,8 +31,10 @@ class EventPlaneOptions(msgspec.Struct, frozen=True):
     """Shared secret of the deployment."""
     insecure: bool = False
     """Allow an empty secret on an address that other machines can reach."""
-    servers: tuple[str, ...] = ()
-    """URLs of the broker, for planes that have one."""
+    broker: BrokerOptions = BrokerOptions()
+    """For planes that have a broker."""
+    durable: bool = False
+    """Have the broker keep events for a while and give them to subscribers that come later, if it can."""
     state_directory: Path = Path()
     max_message_bytes: int = 8 << 20
     queue_messages: int = 10_000
@@ -44,9 +47,11 @@ class EventPlane(Protocol):
     async def start(self, instance_id: int) -> str:
         """Connect or bind; the address that peers need, which goes into discovery, or "" where a broker knows.
 
+        A broker that is away is waited for in the background.
+
         Raises:
-            ConfigError: the address is open to other machines and there is no secret.
-            CannotConnect: the address cannot be bound, or the broker cannot be reached.
+            ConfigError: the address is open to other machines and there is no secret, or the broker refuses us.
+            CannotConnect: the address cannot be bound.
         """
         ...
 

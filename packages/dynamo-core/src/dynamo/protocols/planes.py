@@ -7,13 +7,14 @@ iterator forms.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import msgspec
 
 from dynamo.errors import DynamoError
+from dynamo.protocols.broker import BrokerOptions
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.discovery import InstanceRecord
 
@@ -37,6 +38,10 @@ class PlaneOptions(msgspec.Struct, frozen=True):
     keepalive_seconds: float = 2.0
     """Between pings; a peer that is silent for three of them counts as lost."""
     connect_timeout_seconds: float = 5.0
+    namespace: str = "dynamo"
+    """Logical deployment; planes with a broker keep deployments apart by it."""
+    broker: BrokerOptions = BrokerOptions()
+    """For planes that have a broker."""
 
 
 class StreamWriter(Protocol):
@@ -104,8 +109,8 @@ class PlaneServer(Protocol):
     """The serving side in one process."""
 
     @property
-    def address(self) -> str:
-        """What goes into `InstanceRecord.transports`."""
+    def transports(self) -> Mapping[str, str]:
+        """Its part of `InstanceRecord.transports`: plane name to address."""
         ...
 
     @property
@@ -130,12 +135,16 @@ class RequestPlane(Protocol):
     """A request plane of this process, both sides."""
 
     async def serve(self, instance_id: int) -> PlaneServer:
-        """Start listening.
+        """Start listening. A broker that is away is waited for in the background.
 
         Raises:
-            ConfigError: the address is open to other machines and there is no secret.
+            ConfigError: the address is open to other machines and there is no secret, or the broker refuses us.
             CannotConnect: the address cannot be bound.
         """
+        ...
+
+    def reaches(self, instance: InstanceRecord) -> bool:
+        """Whether a request can be tried: `instance` announces this plane, and its broker is not known to be away."""
         ...
 
     def send(

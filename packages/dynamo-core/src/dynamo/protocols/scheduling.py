@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-__all__ = ["ComponentSpec", "ComponentStatus", "ReplicaStatus", "Scheduler"]
+__all__ = ["ComponentSpec", "ComponentStatus", "ReplicaState", "ReplicaStatus", "Scheduler"]
 
 ReplicaState = Literal["starting", "ready", "failing", "stopping", "stopped"]
 

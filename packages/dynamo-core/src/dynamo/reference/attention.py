@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["DecodeGroup", "PrefillSpan", "attend_decode", "attend_prefill"]
+__all__ = ["DecodeGroup", "PrefillSpan", "attend_decode", "attend_prefill", "decode_mask"]
 
 Array = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]

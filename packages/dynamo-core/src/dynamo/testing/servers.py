@@ -99,7 +99,8 @@ class Server(abc.ABC):
         self.directory.mkdir(parents=True, exist_ok=True)
         self._choose_port = port is None
         self.port = port or free_port()
-        self._arguments = list(arguments)
+        self.arguments = list(arguments)
+        """Further arguments of the program, from its next start on."""
         self._process: subprocess.Popen[bytes] | None = None
         self._guardian: subprocess.Popen[bytes] | None = None
 
@@ -129,7 +130,7 @@ class Server(abc.ABC):
         """Start, and wait until the server serves. Another start uses the same port and data.
 
         Raises:
-            DynamoError: it ended or did not get ready; the message has the end of its log.
+            DynamoError: it ended or did not get ready; the message has what it logged.
         """
         if self.running:
             return
@@ -163,8 +164,10 @@ class Server(abc.ABC):
             self._process = self._guardian = None
 
     def pause(self) -> None:
-        """Hang it: SIGSTOP."""
-        self._signal(signal.SIGSTOP)
+        """Hang it: SIGSTOP, and wait until it has stopped."""
+        if self._process is not None and self.running:
+            self._signal(signal.SIGSTOP)
+            os.waitpid(self._process.pid, os.WUNTRACED)
 
     def resume(self) -> None:
         """Undo :meth:`pause`."""
@@ -194,7 +197,7 @@ class Server(abc.ABC):
         with self.log.open("ab") as log:
             begin = log.tell()
             self._process = subprocess.Popen(  # noqa: S603
-                [str(self._executable), *self._command(), *self._arguments],
+                [str(self._executable), *self._command(), *self.arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -207,8 +210,9 @@ class Server(abc.ABC):
             if not self.running or time.monotonic() > deadline:
                 state = "did not get ready" if self.running else "ended"
                 self.kill()
-                tail = written[-2000:].decode(errors="replace")
-                raise DynamoError(f"{self.program} on port {self.port} {state}:\n{tail}")
+                # A wrong option is named at the beginning, before the help; a failure at the end.
+                shown = written if len(written) < 3000 else written[:500] + b"\n...\n" + written[-2000:]
+                raise DynamoError(f"{self.program} on port {self.port} {state}:\n{shown.decode(errors='replace')}")
             time.sleep(_POLL_SECONDS)
 
     def _written(self, begin: int) -> bytes:

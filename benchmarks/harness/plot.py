@@ -1,0 +1,41 @@
+"""A PNG of one benchmark: each row's ratio beside its reference, and the bars."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.harness.rows import Row
+
+__all__ = ["write_png"]
+
+GOOD, BAD, PLAIN = "#2a7f62", "#b03a2e", "#4a6fa5"
+
+
+def write_png(path: Path, title: str, rows: Sequence[Row], machine: str) -> None:
+    """Draw the rows that have a reference, as ratios; without any, the values' spread around their median."""
+    from matplotlib.figure import Figure
+
+    compared = [row for row in rows if row.ratio is not None]
+    shown = compared or list(rows)
+    figure = Figure(figsize=(9, 1.4 + 0.5 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    positions = list(range(len(shown)))[::-1]
+    colors = [PLAIN if row.holds is None else GOOD if row.holds else BAD for row in shown]
+    lengths = [row.ratio or 1.0 for row in shown]
+    axes.barh(positions, lengths, color=colors, height=0.55)
+    for position, row, length in zip(positions, shown, lengths, strict=True):
+        if row.bar is not None:
+            axes.plot([row.bar, row.bar], [position - 0.4, position + 0.4], color="black", linewidth=2)
+        label = f" {row.value:,.3g} {row.unit}" + (f" against {row.reference_value:,.3g}" if compared else "")
+        axes.text(length, position, label, va="center", fontsize=8)
+    axes.set_yticks(positions, [row.name for row in shown], fontsize=8)
+    axes.set_xlim(0, max(lengths) * 1.45)
+    axes.axvline(1.0, color="grey", linewidth=0.8, linestyle=":")
+    references = sorted({row.reference for row in compared if row.reference})
+    axes.set_xlabel(f"times better than {', '.join(references) or 'itself'} (black: the bar)", fontsize=8)
+    axes.set_title(f"{title}\n{machine}", fontsize=9, loc="left")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,223 @@
+"""Every task of the project: `nox -l` lists them, CONTRIBUTING.md explains them.
+
+Environments are made by uv from `uv.lock` and kept in `.nox/`, so a second run starts at once. Arguments after `--`
+go to the program that the session runs: `nox -s serve -- --port 9000`, `nox -s unit-3.12 -- -k hashing`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["tests"]
+
+ROOT = Path(__file__).parent
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+BENCHMARKS = sorted(path.stem for path in ROOT.glob("benchmarks/*.py") if not path.stem.startswith("_"))
+#: Engine name -> the workspace package that brings it. Each engine has an environment of its own: they conflict.
+ENGINES = {"echo": "dynamo-core", "reference": "dynamo-core"}
+#: Engines that compute on an accelerator, and the shapes of deployment that are tested on one.
+GPU_ENGINES: set[str] = set()
+GPU_PATTERNS = ["aggregated"]
+#: What a benchmark compares with, beyond the lock. UV_TORCH_BACKEND=cpu picks torch's small build.
+BENCH_PEERS = {"reference": ["torch==2.13.0", "transformers==5.23.0"]}
+
+
+def _use_pyenv_interpreters() -> None:
+    """Put pyenv's interpreters before its shims: uv stops at a shim of a version that is not active."""
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    found = sorted({str(path.parent) for version in PYTHONS for path in root.glob(f"versions/*/bin/python{version}")})
+    os.environ["PATH"] = os.pathsep.join([*found, os.environ.get("PATH", "")])
+
+
+_use_pyenv_interpreters()
+
+
+def _sync(session: nox.Session, *options: str) -> None:
+    """Make the session's environment what the lock says, all workspace members in one resolver run."""
+    session.run_install(
+        "uv",
+        "sync",
+        "--frozen",
+        "--quiet",
+        "--no-default-groups",
+        f"--python={session.virtualenv.location}",
+        *options,
+        env={"UV_PROJECT_ENVIRONMENT": session.virtualenv.location, "UV_PYTHON_DOWNLOADS": "never"},
+    )
+
+
+def _install(session: nox.Session, *requirements: str) -> None:
+    """Add what the lock does not hold; wheels of $PIP_FIND_LINKS are considered, as pip would."""
+    links = os.environ.get("PIP_FIND_LINKS")
+    session.install(*requirements, *(["--find-links", links] if links else []))
+
+
+def _lint(session: nox.Session) -> None:
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+def _imports(session: nox.Session) -> None:
+    session.run("lint-imports", "--no-logo", silent=False)
+
+
+@nox.session
+def serve(session: nox.Session) -> None:
+    """The main job: `dynamo serve`; without arguments the demo model on the reference engine."""
+    _sync(session, "--package=dynamo-core")
+    # Long enough for a clean stop: nox would otherwise kill the processes half a second after Ctrl-C.
+    session.run("dynamo", "serve", *session.posargs, interrupt_timeout=20, terminate_timeout=20)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """What `.ci/run` runs: lint, types, layers, then every test that is not slow (the docs' included)."""
+    _sync(session, "--all-packages", "--group=test", "--group=lint", "--group=types")
+    _lint(session)
+    session.run("mypy")
+    _imports(session)
+    session.run("pytest", "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def full(session: nox.Session) -> None:
+    """Everything that this machine can run; long."""
+    _sync(session, "--all-packages", "--group=test", "--group=lint", "--group=types")
+    _lint(session)
+    session.run("mypy")
+    _imports(session)
+    session.run("pytest", *session.posargs)
+    names = [f"unit-{version}" for version in PYTHONS]
+    names += [f"{kind}({package})" for package in PACKAGES for kind in ("alone", "build")]
+    names += [f"engine({engine})" for engine in ENGINES]
+    names += [f"gpu({engine}, {pattern})" for engine in ENGINES for pattern in GPU_PATTERNS]
+    for name in names:
+        session.notify(name)
+
+
+@nox.session(python=PYTHONS)
+def unit(session: nox.Session) -> None:
+    """Tests of the packages, without processes, on each Python that this machine has."""
+    _sync(session, "--all-packages", "--group=test")
+    session.run("pytest", "packages", "-m", "not slow and not e2e", *session.posargs)
+
+
+@nox.session
+def e2e(session: nox.Session) -> None:
+    """Tests that start real processes, the slow ones included."""
+    _sync(session, "--all-packages", "--group=test")
+    session.run("pytest", "-m", "e2e", *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Tests that kill processes under load."""
+    _sync(session, "--all-packages", "--group=test")
+    session.run("pytest", "-m", "chaos", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Rules and formatting, by ruff."""
+    _sync(session, "--only-group=lint")
+    _lint(session)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types: mypy --strict."""
+    _sync(session, "--all-packages", "--group=test", "--group=types")
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def imports(session: nox.Session) -> None:
+    """The layers, checked by import-linter."""
+    _sync(session, "--all-packages", "--group=lint")
+    _imports(session)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Reference pages equal what the code generates (`-- --write` writes them); blocks in the docs are valid."""
+    _sync(session, "--all-packages", "--group=test")
+    if "--write" in session.posargs:
+        session.run("python", "-m", "tools.docs.generate")
+    else:
+        session.run("python", "-m", "tools.docs.generate", "--check")
+    session.run("pytest", "tests/docs")
+
+
+@nox.session
+@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+def alone(session: nox.Session, package: str) -> None:
+    """One package with nothing but its declared dependencies: every module imports, the program answers."""
+    _sync(session, f"--package={package}", "--no-editable", "--reinstall-package", package)
+    session.run("python", "tools/smoke.py", package)
+
+
+@nox.session
+@nox.parametrize("package", PACKAGES, ids=PACKAGES)
+def build(session: nox.Session, package: str) -> None:
+    """Make sdist and wheel in `dist/` and check what they hold."""
+    _sync(session, "--group=test")
+    target = ROOT / "dist" / package
+    shutil.rmtree(target, ignore_errors=True)
+    session.run("uv", "build", "--quiet", f"--package={package}", f"--out-dir={target}")
+    session.run("pytest", "tests/architecture/test_wheels.py", env={"DYNAMO_DIST": str(ROOT / "dist")})
+
+
+@nox.session
+def fragments(session: nox.Session) -> None:
+    """A changelog fragment in each package whose sources changed since `-- BASE` (default: origin/main or main)."""
+    _sync(session, "--only-group=lint")
+    session.run("python", "tools/fragments.py", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("engine_name", list(ENGINES), ids=list(ENGINES))
+def engine(session: nox.Session, engine_name: str) -> None:
+    """The conformance suite on one engine, in an environment of its own."""
+    _sync(session, f"--package={ENGINES[engine_name]}")
+    session.run("dynamo", "conformance", "engine", engine_name, *session.posargs)
+
+
+@nox.session
+@nox.parametrize(
+    ("engine_name", "pattern"),
+    [nox.param(name, pattern, id=f"{name}, {pattern}") for name in ENGINES for pattern in GPU_PATTERNS],
+)
+def gpu(session: nox.Session, engine_name: str, pattern: str) -> None:
+    """One engine in one shape of deployment on this machine's GPU."""
+    if engine_name not in GPU_ENGINES:
+        session.skip(f"{engine_name} computes on the CPU; engine({engine_name}) tests it")
+    if shutil.which("nvidia-smi") is None:
+        session.skip("no GPU here: nvidia-smi is not installed")
+    _sync(session, f"--package={ENGINES[engine_name]}", "--group=test")
+    session.run("pytest", "-m", "gpu", "-k", f"{engine_name} and {pattern}", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("name", BENCHMARKS, ids=BENCHMARKS)
+def bench(session: nox.Session, name: str) -> None:
+    """One benchmark: `-- --quick`, `--json FILE`, `--check`, `--plot FILE`."""
+    _sync(session, "--package=dynamo-core", "--group=bench", "--inexact")
+    if peers := BENCH_PEERS.get(name):
+        _install(session, *peers)
+    session.run("python", "-m", "benchmarks", name, *session.posargs)
+
+
+@nox.session
+def golden(session: nox.Session) -> None:
+    """Recompute the reference engine's expected outputs with transformers and torch."""
+    _install(session, "--requirement", "tools/reference_golden/requirements.txt")
+    session.run("python", "tools/reference_golden/make_golden.py", *session.posargs)
