@@ -91,14 +91,14 @@ def test_two_subsystems_may_have_a_field_of_one_name():
         (["--batch-size", "many"], "'many' is not a valid integer"),
         (["--dtype", "int8"], "'int8' is not one of 'float32', 'float16'"),
         (["--batch-sise", "3"], "--batch-size"),
-        (["--hidden", "3"], "No such option '--hidden'"),
-        (["--token", "t"], "No such option '--token'"),
+        (["--hidden", "3"], "--hidden"),
+        (["--token", "t"], "--token"),
     ],
 )
 def test_wrong_flags_are_refused_by_name(argv, complaint):
     with pytest.raises(click.UsageError) as caught:
         parse(*argv)
-    assert complaint in caught.value.message.replace("No such option: ", "No such option ").replace("\n", " ")
+    assert complaint in " ".join(caught.value.message.split())
 
 
 def test_a_value_out_of_range_names_its_flag():

@@ -175,6 +175,8 @@ class Endless:
             yield 0
             self.begun.set()
             await (context.wait_cancelled() if self._obedient else asyncio.Event().wait())
+            for _ in range(10):  # tidying up takes a while
+                await asyncio.sleep(0)
             yield "the last word"
         finally:
             self.cancelled = context.cancelled

@@ -16,6 +16,7 @@ from dynamo.errors import DynamoError
 from dynamo.frontend.generation import Delta, Generation
 from dynamo.frontend.metrics import RequestMetrics
 from dynamo.protocols.llm import TokenLogprob, Usage
+from dynamo.protocols.parsing import ToolCallDelta
 from dynamo.runtime.http import Exchange
 
 __all__ = ["Answer", "AnswerFormat", "ChoiceText", "StreamedAnswer", "WholeAnswer", "usage_body"]
@@ -28,7 +29,9 @@ class ChoiceText(msgspec.Struct):
     """What a choice has gathered when it is not streamed."""
 
     text: str = ""
-    token_count: int = 0
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = []
+    """Complete calls, in order."""
     logprobs: list[TokenLogprob | None] = []
     finish_reason: str | None = None
 
@@ -160,7 +163,12 @@ class WholeAnswer(Answer):
         """Gather."""
         gathered = self._texts[choice]
         gathered.text += delta.text
-        gathered.token_count += len(delta.token_ids)
+        gathered.reasoning += delta.reasoning
+        for call in delta.tool_calls:
+            if call.index < len(gathered.tool_calls):
+                gathered.tool_calls[call.index].arguments += call.arguments
+            else:
+                gathered.tool_calls.append(call)
         if delta.prompt_logprobs:
             gathered.logprobs += delta.prompt_logprobs
         if delta.logprobs:

@@ -16,6 +16,7 @@ from dynamo.frontend.generation import Delta
 from dynamo.frontend.logprobs import chat_logprobs, completion_logprobs
 from dynamo.preprocessor.tokenizer import Tokenizer
 from dynamo.protocols.llm import TokenLogprob, Usage
+from dynamo.protocols.parsing import ToolCallDelta
 
 __all__ = ["ChatFormat", "CompletionFormat"]
 
@@ -66,7 +67,7 @@ class ChatFormat:
         bodies = [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": _message(choice),
                 "logprobs": self._logprobs_body([item for item in choice.logprobs if item is not None]),
                 "finish_reason": choice.finish_reason,
             }
@@ -81,9 +82,12 @@ class ChatFormat:
 
     def delta(self, choice: int, delta: Delta) -> bytes:
         """See `AnswerFormat`."""
-        if not delta.text and not delta.logprobs:
+        if delta.reasoning or delta.tool_calls:
+            text = b'"delta":' + _json(_rich_delta(delta))
+        elif not delta.text and not delta.logprobs:
             return b""
-        text = b'"delta":{"content":' + _json(delta.text) + b"}"
+        else:
+            text = b'"delta":{"content":' + _json(delta.text) + b"}"
         if not self._logprobs:
             return self._parts.prefix(choice) + text + self._parts.plain_suffix
         return self._parts.prefix(choice) + text + self._parts.suffix(self._logprobs_body(delta.logprobs or []), None)
@@ -163,3 +167,36 @@ class CompletionFormat:
     def usage(self, usage: Usage) -> bytes:
         """See `AnswerFormat`."""
         return self._parts.usage(usage)
+
+
+def _message(choice: ChoiceText) -> dict[str, Any]:
+    """The assistant's message; content is null when there are only calls."""
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+    if choice.tool_calls:
+        message["content"] = choice.text or None
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in choice.tool_calls
+        ]
+    return message
+
+
+def _rich_delta(delta: Delta) -> dict[str, Any]:
+    """A delta with reasoning or tool calls; only the first delta of a call names it."""
+    body: dict[str, Any] = {}
+    if delta.text:
+        body["content"] = delta.text
+    if delta.reasoning:
+        body["reasoning_content"] = delta.reasoning
+    if delta.tool_calls:
+        body["tool_calls"] = [_call_delta(call) for call in delta.tool_calls]
+    return body
+
+
+def _call_delta(call: ToolCallDelta) -> dict[str, Any]:
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}

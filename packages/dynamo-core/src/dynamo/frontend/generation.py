@@ -18,6 +18,7 @@ from dynamo.frontend.models import ServedModel
 from dynamo.preprocessor.detokenizer import Detokenizer
 from dynamo.protocols.addressing import format_instance_id
 from dynamo.protocols.llm import LLMEngineOutput, PreprocessedRequest, TokenLogprob, Usage, pack_token_ids
+from dynamo.protocols.parsing import ToolCallDelta
 from dynamo.protocols.planes import PlaneStream, RequestPlane
 from dynamo.protocols.routing import RouteRequest
 from dynamo.router.candidates import Candidate
@@ -39,6 +40,8 @@ class Delta(msgspec.Struct):
     token_ids: list[int]
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    reasoning: str = ""
+    tool_calls: list[ToolCallDelta] = []
 
 
 class GenerationConsumer(Protocol):

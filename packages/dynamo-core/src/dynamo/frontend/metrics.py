@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from dynamo.frontend.access_log import AccessLog
+from dynamo.frontend.security.identity import current_identity
 from dynamo.runtime.tracing import Span
 
 __all__ = ["FrontendMetrics", "RequestMetrics"]
@@ -63,6 +64,7 @@ class RequestMetrics:
         "_endpoint",
         "_families",
         "_first",
+        "_identity",
         "_kind",
         "_last",
         "_model",
@@ -80,6 +82,7 @@ class RequestMetrics:
     ) -> None:
         self.span = span
         self._request_id = request_id
+        self._identity = current_identity()
         self._families = families
         self._model = model
         self._endpoint = endpoint
@@ -120,6 +123,9 @@ class RequestMetrics:
         if self._was_cancelled:
             families.cancellations.labels(model).inc()
             status, error_type = 499, "cancelled"
+        budget = self._identity.budget
+        if budget is not None and (self._tokens or status in (200, 499)):
+            budget.charge(self.prompt_tokens + self._tokens, time.time())
         families.requests.labels(model, self._endpoint, self._kind, str(status), error_type).inc()
         families.duration.labels(model).observe(time.monotonic() - self._started)
         families.isl.labels(model).observe(self.prompt_tokens)
@@ -136,7 +142,7 @@ class RequestMetrics:
             families.access_log.write(self._log_line(status, error_type))
 
     def _log_line(self, status: int, error_type: str) -> dict[str, Any]:
-        return {
+        line: dict[str, Any] = {
             "request_id": self._request_id,
             "model": self._model,
             "endpoint": self._endpoint,
@@ -148,6 +154,9 @@ class RequestMetrics:
             "duration_seconds": round(time.monotonic() - self._started, 6),
             "time_to_first_token_seconds": round(self._first - self._started, 6) if self._tokens else None,
         }
+        if self._identity.name:
+            line["api_key_name"] = self._identity.name
+        return line
 
 
 def _histogram(registry: CollectorRegistry, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:

@@ -12,6 +12,7 @@ import msgspec
 
 from dynamo.errors import DynamoError, ModelNotFound, NoInstances
 from dynamo.frontend.artifact_fetch import ArtifactFetcher
+from dynamo.frontend.security.identity import current_identity
 from dynamo.preprocessor import TextModel
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.llm import DisaggregationMode
@@ -57,7 +58,9 @@ class ServedModels:
     def on_instance(self, kind: Literal["put", "delete"], record: InstanceRecord) -> None:
         """Listener of `dynamo.runtime.instances.Instances`."""
         if kind == "delete":
-            self._remove(record.instance_id)
+            # A process may serve other endpoints too: only the one with the model's card matters here.
+            if record.card is not None:
+                self._remove(record.instance_id)
         elif record.card is not None and record.card.mode is not DisaggregationMode.PREFILL:
             self._add(record, record.card)
 
@@ -65,15 +68,17 @@ class ServedModels:
         """The model that a client calls `name`, with at least one worker.
 
         Raises:
-            ModelNotFound: no worker ever announced it; the message lists what is served.
+            ModelNotFound: no worker ever announced it, or the API key may not use it; the message lists what is served.
             NoInstances: it is known, and nobody serves it now.
         """
         known = self._names.get(name)
-        if known is None and name in self._announced():
-            raise NoInstances(f"the tokenizer of {name!r} is still being read", param="model", retry_after_seconds=1)
-        if known is None:
-            served = ", ".join(repr(model.name) for model in self.ready()) or "none yet"
+        identity = current_identity()
+        if not identity.may_use(name, known or name) or (known is None and name not in self._announced()):
+            usable = [repr(model.name) for model in self.ready() if identity.may_use(model.name)]
+            served = ", ".join(usable) or "none yet"
             raise ModelNotFound(f"the model {name!r} does not exist; served: {served}", param="model")
+        if known is None:
+            raise NoInstances(f"the tokenizer of {name!r} is still being read", param="model", retry_after_seconds=1)
         model = self._models.get(known)
         if model is None or not len(model.candidates):
             raise NoInstances(f"no worker serves {name!r} now", param="model", retry_after_seconds=2)
@@ -84,9 +89,14 @@ class ServedModels:
         return [self._models[name] for name in sorted(self._models) if len(self._models[name].candidates)]
 
     def names(self) -> dict[str, ServedModel]:
-        """Every name and alias of the models that are ready."""
+        """Every name and alias of the models that are ready and that the API key may use."""
         ready = {model.name: model for model in self.ready()}
-        return {name: ready[target] for name, target in sorted(self._names.items()) if target in ready}
+        identity = current_identity()
+        return {
+            name: ready[target]
+            for name, target in sorted(self._names.items())
+            if target in ready and identity.may_use(name, target)
+        }
 
     def state(self) -> str | None:
         """None once every model that was announced at the start can be served; see `dynamo.runtime.health.Health`."""

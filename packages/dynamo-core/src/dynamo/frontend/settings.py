@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+from pydantic import SecretStr
 
 from dynamo.config.settings import Settings, setting
 
@@ -36,3 +38,29 @@ class FrontendSettings(Settings):
     """File that gets one JSON line per finished request; ``-`` is standard output, empty none."""
     drain_grace_seconds: float = setting(30.0, env=("DYN_FRONTEND_DRAIN_GRACE_SECONDS",), ge=0)
     """How long open responses may go on after SIGTERM."""
+    max_embedding_inputs: int = setting(2048, env=("DYN_MAX_EMBEDDING_INPUTS",), ge=1)
+    """Most inputs of one embedding request."""
+    embedding_concurrency: int = setting(32, env=("DYN_EMBEDDING_CONCURRENCY",), ge=1)
+    """How many inputs of one embedding request are with workers at a time."""
+    api_key: list[SecretStr] = setting([])
+    """A key that clients must send; may be repeated. Other users of the machine can read it: better use the variable
+    DYN_API_KEYS or --api-key-file."""
+    api_keys: list[str] = setting([], env=("DYN_API_KEYS",), secret=True)
+    """Keys of which clients must send one, separated by commas."""
+    api_key_file: str = setting("", env=("DYN_API_KEY_FILE",))
+    """YAML or JSON file of API keys with their models and limits; read again when it changes."""
+    rate_limit_store: Literal["sqlite", "memory"] = setting("sqlite", env=("DYN_RATE_LIMIT_STORE",))
+    """Where limits of API keys are counted: in a file of the state directory that all frontends of the machine share,
+    or in each process."""
+    metrics_auth: bool = setting(False, env=("DYN_METRICS_AUTH",))
+    """Ask for an API key on /metrics too."""
+    tls_cert_path: str = setting("", env=("DYN_TLS_CERT_PATH",))
+    """PEM certificate chain; with it the server speaks HTTPS. Read again when it changes."""
+    tls_key_path: str = setting("", env=("DYN_TLS_KEY_PATH",))
+    """Its private key."""
+    tls_client_ca_cert_path: str = setting("", env=("DYN_TLS_CLIENT_CA_CERT_PATH",))
+    """PEM certificates of the authorities that sign for clients; with it every client must show a certificate."""
+    security_reload_seconds: float = setting(2.0, env=("DYN_SECURITY_RELOAD_SECONDS",), gt=0)
+    """How often key file and certificate are looked at for changes."""
+    cors_allow_origins: list[str] = setting([], env=("DYN_CORS_ALLOW_ORIGINS",))
+    """Origins whose pages may use this server from a browser; * is all of them, empty none."""

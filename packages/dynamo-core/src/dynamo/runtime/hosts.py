@@ -22,7 +22,10 @@ def is_local(host: str) -> bool:
 
 def host_of(url: str) -> str:
     """The host of a broker's URL, whose scheme may be left out; "" when it has none."""
-    return urlsplit(url if "://" in url else f"//{url}").hostname or ""
+    try:
+        return urlsplit(url if "://" in url else f"//{url}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def announced_host(bound_host: str) -> str:

@@ -11,49 +11,36 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import ssl
-from collections import deque
+import random
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from dynamo.errors import ConfigError, PluginError
+from dynamo.errors import ConfigError
 from dynamo.protocols.broker import BrokerOptions
-from dynamo.runtime.hosts import host_of, is_local
+from dynamo.runtime.hosts import host_of
+from dynamo.runtime.nats_access import abort, client_class, client_errors, connect_arguments, is_loss
+from dynamo.runtime.nats_outbox import Outbox
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
 
-__all__ = ["NatsLink", "Receiver", "check_secret"]
+__all__ = ["NatsLink", "Receiver"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SERVER = "nats://127.0.0.1:4222"
+#: Between attempts: doubled up to the second, and spread, so that a server that comes back is not stormed.
 _RETRY_SECONDS = 0.25
+_RETRY_LIMIT_SECONDS = 2.0
+#: Errors that the server reports on one connection (permissions, a slow consumer) and that are logged.
+_REPORTS = 10
 _CLOSE_SECONDS = 1.0
 #: An unanswered ping counts as a lost server after this many intervals: time for one to wait behind a full buffer.
 _SILENT_INTERVALS = 3
-#: Bytes that wait for the socket: above the first, writers are asked to pause, below the second to go on.
-_HIGH_WATER_BYTES = 8 << 20
-_LOW_WATER_BYTES = 2 << 20
 
 #: Gets one message; must not block or raise.
 Receiver: TypeAlias = Callable[["Msg"], object]
-
-
-def check_secret(broker: BrokerOptions, secret: bytes, *, insecure: bool) -> None:
-    """Refuse to serve over a broker that other machines reach, if there is no secret.
-
-    Raises:
-        ConfigError: so it is.
-    """
-    remote = [server for server in broker.servers if not is_local(host_of(server))]
-    if remote and not secret and not insecure:
-        raise ConfigError(
-            f"other machines can reach NATS at {host_of(remote[0])}, and there is no plane secret",
-            param="plane_secret",
-            hint="set DYN_PLANE_SECRET or --plane-secret-file; --insecure-planes goes without",
-        )
 
 
 class NatsLink:
@@ -77,26 +64,21 @@ class NatsLink:
 
         Raises:
             PluginError: the client library is not installed.
-            ConfigError: a certificate file cannot be used.
+            ConfigError: a URL, a certificate file or a credentials file cannot be used.
         """
-        self._arguments = _connect_arguments(broker)
-        self._client_class = _client_class()
+        self._client_class = client_class()
+        self._arguments = connect_arguments(broker)
         self._servers = broker.servers or (DEFAULT_SERVER,)
         self._timeout_seconds = timeout_seconds
         self._ping_seconds = ping_seconds
         self._keep_messages = keep_messages
         self._on_up = on_up
         self._on_down = on_down
-        self._on_pressure = on_pressure
         self._subscriptions: list[tuple[str, Receiver]] = []
-        self._outbox: deque[tuple[str, bytes, str]] = deque()
-        self._outbox_bytes = 0
-        self._dropped = 0
-        self._pressure = False
+        self._outbox = Outbox(keep_messages, on_pressure)
         self._client: Client | None = None
         self._tried = asyncio.Event()
         self._connected = asyncio.Event()
-        self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._main: asyncio.Task[None] | None = None
         self.failure = ""
@@ -108,6 +90,11 @@ class NatsLink:
     def connected(self) -> bool:
         """Whether messages travel."""
         return self._client is not None
+
+    @property
+    def congested(self) -> bool:
+        """Whether writers should pause."""
+        return self._outbox.congested
 
     @property
     def away(self) -> bool:
@@ -149,22 +136,14 @@ class NatsLink:
         """Give every message on `subject` to `receive` from now on."""
         self.add_subscription(subject, receive)
         if self._client is not None:
-            with contextlib.suppress(*self._errors()):  # the next connection subscribes anew
+            with contextlib.suppress(*client_errors()):  # the next connection subscribes anew
                 await self._subscribe(self._client, subject, receive)
                 await self._client.flush(self._flush_seconds)
 
     def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Send when the socket takes it. `payload` is at most `max_payload` long."""
-        if self._keep_messages:
-            if len(self._outbox) >= self._keep_messages:
-                self._drop_oldest()
-        elif self._client is None:
-            return
-        self._outbox.append((subject, payload, reply))
-        self._outbox_bytes += len(payload)
-        self._wake.set()
-        if self._outbox_bytes > _HIGH_WATER_BYTES:
-            self._press(True)
+        if self._keep_messages or self._client is not None:
+            self._outbox.put(subject, payload, reply)
 
     async def close(self) -> None:
         """Send what is queued, and disconnect. Idempotent."""
@@ -180,24 +159,41 @@ class NatsLink:
             task.cancel()
 
     async def _run(self) -> None:
-        for attempt, server in enumerate(itertools.cycle(self._servers), 1):
-            lost = asyncio.Event()
-            client = await self._connect(server, lost)
-            if client is not None:
-                await self._hold(client, lost)
-            elif attempt >= len(self._servers):
-                self._note_away()
-            await asyncio.sleep(_RETRY_SECONDS)
+        failures = 0
+        for server in itertools.cycle(self._servers):
+            if await self._use(server):
+                failures = 0
+            else:
+                failures += 1
+                if failures >= len(self._servers):
+                    self._note_away()
+            delay = min(_RETRY_LIMIT_SECONDS, _RETRY_SECONDS * 2 ** min(failures // len(self._servers), 8))
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+
+    async def _use(self, server: str) -> bool:
+        """Connect to `server` and hold the connection until it is lost; whether there was one."""
+        lost = asyncio.Event()
+        client = await self._connect(server, lost)
+        if client is None:
+            return False
+        try:
+            return await self._hold(client, lost)
+        except Exception:
+            # The library is foreign code: whatever it raises, this link must come back.
+            logger.exception("connection to NATS failed")
+            return False
 
     async def _connect(self, server: str, lost: asyncio.Event) -> Client | None:
         client = self._client_class()
+        reports = itertools.count()
 
         async def closed() -> None:
             lost.set()
 
         async def failed(error: Exception) -> None:
             self.failure = f"{host_of(server)}: {str(error) or type(error).__name__}"
-            logger.debug("NATS: %s", self.failure, exc_info=error)
+            if client.is_connected and not is_loss(error) and next(reports) < _REPORTS:
+                logger.warning("NATS: %s", self.failure)
 
         connecting = client.connect(
             [server],
@@ -212,7 +208,7 @@ class NatsLink:
         try:
             if not await self._within(connecting, self._timeout_seconds):
                 self.failure = f"{host_of(server)}: no answer within {self._timeout_seconds:g} s"
-        except self._errors() as error:
+        except client_errors() as error:
             # Of "no servers left" the reason has been told to `failed`.
             if type(error).__name__ != "NoServersError":
                 await failed(error)
@@ -221,8 +217,8 @@ class NatsLink:
         await self._discard(client)
         return None
 
-    async def _hold(self, client: Client, lost: asyncio.Event) -> None:
-        """Use `client` until it is lost."""
+    async def _hold(self, client: Client, lost: asyncio.Event) -> bool:
+        """Use `client` until it is lost; whether it was usable."""
         sender: asyncio.Task[None] | None = None
         try:
             if self._on_up is not None:
@@ -236,8 +232,8 @@ class NatsLink:
             self._note_connected()
             sender = asyncio.get_running_loop().create_task(self._send(client, lost))
             await self._watch(client, lost)
-            self.failure = "the connection was closed"
-        except self._errors() as error:
+            self.failure = self.failure or "the connection was closed"
+        except client_errors() as error:
             self.failure = str(error) or "no answer to a ping"
         finally:
             self._client = None
@@ -247,6 +243,7 @@ class NatsLink:
                 if self._main is not None:
                     self._note_lost()
             await self._discard(client)
+        return sender is not None
 
     async def _watch(self, client: Client, lost: asyncio.Event) -> None:
         while not lost.is_set():
@@ -260,20 +257,14 @@ class NatsLink:
             # The library swallows cancellation at times, so this looks for itself whether it is still wanted.
             while client is self._client:
                 await self._send_all(client)
-                self._wake.clear()
-                await self._wake.wait()
-        except self._errors() as error:
+                await self._outbox.wait()
+        except client_errors() as error:
             logger.debug("publishing to NATS failed: %s", error)
             lost.set()
 
     async def _send_all(self, client: Client) -> None:
         while self._outbox and client is self._client:
-            subject, payload, reply = self._outbox.popleft()
-            self._outbox_bytes -= len(payload)
-            if self._outbox_bytes < _LOW_WATER_BYTES:
-                self._press(False)
-            await client.publish(subject, payload, reply)
-        self._note_dropped()
+            await client.publish(*self._outbox.take())
 
     async def _subscribe(self, client: Client, subject: str, receive: Receiver) -> None:
         async def deliver(message: Msg) -> None:
@@ -282,8 +273,9 @@ class NatsLink:
         await client.subscribe(subject, cb=deliver)
 
     async def _discard(self, client: Client) -> None:
-        with contextlib.suppress(*self._errors()):
-            await self._within(client.close(), _CLOSE_SECONDS)
+        with contextlib.suppress(*client_errors()):
+            if not await self._within(client.close(), _CLOSE_SECONDS):
+                abort(client)
 
     async def _within(self, coroutine: Coroutine[Any, Any, Any], seconds: float) -> bool:
         """Whether `coroutine` ended in time. One that does not is cancelled, but not waited for: it may be deaf."""
@@ -294,7 +286,7 @@ class NatsLink:
             await asyncio.wait({task}, timeout=seconds)
         finally:
             task.cancel()
-        if not task.done():
+        if not task.done() or task.cancelled():
             return False
         task.result()
         return True
@@ -303,23 +295,6 @@ class NatsLink:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # mark as seen
-
-    def _press(self, high: bool) -> None:
-        if high != self._pressure and self._on_pressure is not None:
-            self._pressure = high
-            self._on_pressure(high)
-
-    def _drop_oldest(self) -> None:
-        _, payload, _ = self._outbox.popleft()
-        self._outbox_bytes -= len(payload)
-        self._dropped += 1
-        if self._dropped == 1:
-            logger.warning("%d messages wait for NATS: dropping the oldest", self._keep_messages)
-
-    def _note_dropped(self) -> None:
-        if self._dropped:
-            logger.warning("%d messages to NATS were dropped", self._dropped)
-            self._dropped = 0
 
     def _note_away(self) -> None:
         if not self._tried.is_set():
@@ -337,57 +312,9 @@ class NatsLink:
         logger.warning("NATS was lost, connecting again in the background: %s", self.failure)
         if not self._keep_messages:
             self._outbox.clear()
-            self._outbox_bytes = 0
-            self._press(False)
         if self._on_down is not None:
             self._on_down(self.failure)
 
     @property
     def _flush_seconds(self) -> int:
         return max(1, round(_SILENT_INTERVALS * self._ping_seconds))
-
-    @staticmethod
-    def _errors() -> tuple[type[Exception], ...]:
-        from nats.errors import Error
-
-        return (OSError, Error, asyncio.TimeoutError)
-
-
-def _client_class() -> type[Client]:
-    try:
-        from nats.aio.client import Client
-    except ImportError as error:
-        raise PluginError(
-            f"NATS needs a package that is not installed: {error}", hint='pip install "dynamo-core[nats]"'
-        ) from error
-    return Client
-
-
-def _connect_arguments(broker: BrokerOptions) -> dict[str, Any]:
-    arguments = {
-        "user": broker.user,
-        "password": broker.password,
-        "token": broker.token,
-        "user_credentials": broker.credentials_file,
-        "tls": _tls_context(broker),
-    }
-    return {name: value for name, value in arguments.items() if value}
-
-
-def _tls_context(broker: BrokerOptions) -> ssl.SSLContext | None:
-    if not (broker.tls_ca_file or broker.tls_certificate_file or broker.tls_insecure):
-        return None  # the library makes one when the server asks for TLS
-    try:
-        context = ssl.create_default_context(cafile=broker.tls_ca_file or None)
-        if broker.tls_certificate_file:
-            context.load_cert_chain(broker.tls_certificate_file, broker.tls_key_file or None)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot use the certificates for NATS: {error.strerror or error}",
-            param="nats_tls_ca_cert_path",
-            hint="check --nats-tls-ca-cert-path, --nats-tls-client-cert-path and --nats-tls-client-key-path",
-        ) from error
-    if broker.tls_insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context

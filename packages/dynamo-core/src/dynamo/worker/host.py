@@ -38,6 +38,8 @@ class Worker:
         self._backend = backend
         self._settings = settings
         self._runtime = runtime
+        # Made before the engine loads: a wrong name must not cost the minutes that a large model takes.
+        self._address = EndpointAddress.of(runtime.settings.namespace, settings.component, settings.endpoint)
         self._ready = False
         self._death: EngineShutdown | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -126,13 +128,12 @@ class Worker:
     async def _announce(self, config: EngineConfig) -> None:
         runtime, settings = self._runtime, self._settings
         card = await asyncio.to_thread(model_card, config, self._backend, settings)
-        address = EndpointAddress.of(runtime.settings.namespace, settings.component, settings.endpoint)
         if config.model_directory is not None:
             files = ArtifactServer(config.model_directory, card.artifacts)
             artifacts = EndpointAddress.of(runtime.settings.namespace, settings.component, ARTIFACTS_ENDPOINT)
             await runtime.serve_endpoint(artifacts, iterator_handler(files.serve, ArtifactRequest), announce=False)
         await self._publish(config)
-        await runtime.serve_endpoint(address, iterator_handler(self.generate, PreprocessedRequest), card=card)
+        await runtime.serve_endpoint(self._address, iterator_handler(self.generate, PreprocessedRequest), card=card)
 
     async def _publish(self, config: EngineConfig) -> None:
         """Publish KV events and load, as far as the engine has them and there is an event plane."""

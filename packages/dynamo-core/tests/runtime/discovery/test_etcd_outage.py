@@ -20,6 +20,8 @@ from dynamo.runtime.etcd.settings import EtcdSettings
 from dynamo.runtime.etcd.target import EtcdTarget
 from dynamo.testing.servers import EtcdServer
 
+pytestmark = pytest.mark.e2e
+
 LEASE_SECONDS = 3
 WAIT_SECONDS = 40
 

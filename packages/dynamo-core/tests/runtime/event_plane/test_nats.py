@@ -168,9 +168,20 @@ async def test_an_outage_pauses_events_and_loses_only_what_the_queue_cannot_hold
             publisher.plane.publish("x", b"%d" % number)
         server.start()
         await listener.hears(publisher, b"after")
-    assert len([record for record in logged(caplog, "NATS was lost")]) == 2
+    assert len(logged(caplog, "NATS was lost")) == 2
     assert len(logged(caplog, "dropping the oldest")) == 1
     assert not {b"%d" % number for number in range(100, 190)} & set(listener.received)
+
+
+async def test_closing_does_not_wait_for_a_hung_server_that_takes_no_more(own_nats_server, peers):
+    publisher = await peers(own_nats_server)
+    own_nats_server.pause()
+    for _ in range(200):
+        publisher.plane.publish("x", bytes(500_000))
+    await asyncio.sleep(0)
+    await asyncio.wait_for(publisher.plane.close(), TIMEOUT)
+    assert not publisher.plane._link.connected
+    own_nats_server.resume()
 
 
 async def test_a_server_that_is_away_at_the_start_is_waited_for(own_nats_server, peers, caplog):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
+import subprocess
 import sys
 
 import nats
 import pytest
 
+from dynamo.config.loading import load_settings
 from dynamo.errors import CannotConnect, ConfigError, Disconnected, PluginError
 from dynamo.protocols.broker import BrokerOptions
 from dynamo.protocols.discovery import InstanceRecord
@@ -17,6 +20,7 @@ from dynamo.runtime.context import Context
 from dynamo.runtime.request_plane import create_request_plane
 from dynamo.runtime.request_plane.nats_transport import CLOSE, DATA, DIAL, REFUSE, Envelope
 from dynamo.runtime.server import iterator_handler
+from dynamo.runtime.settings import RuntimeSettings
 from dynamo.testing.servers import NatsServer
 
 TIMEOUT = 20.0
@@ -269,7 +273,10 @@ async def test_user_and_password(nats_server, make_pair):
             await sink.wait()
             assert sink.items == [b"\x01"]
             await pair.close()
-        for broker in (BrokerOptions(servers=(server.url,)), BrokerOptions(servers=(server.url,), user="joe", password="x")):
+        for broker in (
+            BrokerOptions(servers=(server.url,)),
+            BrokerOptions(servers=(server.url,), user="joe", password="x"),
+        ):
             plane = create_request_plane("nats", PlaneOptions(broker=broker))
             with pytest.raises(ConfigError, match="refused this process") as caught:
                 await plane.serve(1)
@@ -295,6 +302,121 @@ async def test_the_next_server_of_a_cluster_is_tried(own_nats_server, nats_serve
     sink, _ = pair.send(b"\x01")
     await sink.wait()
     assert sink.items == [b"\x01"]
+
+
+async def test_a_hung_server_holds_writers_back_and_loses_nothing(own_nats_server, make_pair):
+    pair = await make_pair(broker=BrokerOptions(servers=(own_nats_server.url,)), keepalive_seconds=3600.0)
+    produced = []
+    total = 250
+
+    async def eager(request, context):
+        for number in range(total):
+            produced.append(number)
+            yield bytes(200_000)
+
+    pair.serve(iterator_handler(eager))
+    warm, _ = pair.send(b"\x01")
+    await warm.wait()
+    produced.clear()
+    sink, _ = pair.send(b"\x01")
+    await sink.begin()
+    own_nats_server.pause()
+    while not pair.serving._link.congested:
+        await asyncio.sleep(0.01)
+    held_at = len(produced)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(produced) <= held_at + 1 < total
+    own_nats_server.resume()
+    await sink.wait()
+    assert (sink.error, len(sink.items)) == (None, total)
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    """An authority and a certificate for 127.0.0.1 signed by it."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not on this machine")
+    directory = tmp_path_factory.mktemp("certificates")
+    (directory / "san.cnf").write_text("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
+    new = ["openssl", "req", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    authority = ["-x509", "-days", "2", "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"]
+    sign = ["-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "san.cnf"]
+    for command in (
+        [*new, *authority],
+        [*new, "-subj", "/CN=nats", "-keyout", "nats.key", "-out", "nats.csr"],
+        ["openssl", "x509", "-req", "-in", "nats.csr", "-out", "nats.pem", *sign],
+    ):
+        subprocess.run(command, cwd=directory, check=True, capture_output=True)
+    return directory
+
+
+async def test_tls_with_client_certificates(nats_server, make_pair, certificates, caplog):
+    ca, certificate, key = (str(certificates / name) for name in ("ca.pem", "nats.pem", "nats.key"))
+    arguments = ["--tlsverify", f"--tlscacert={ca}", f"--tlscert={certificate}", f"--tlskey={key}"]
+    with NatsServer(arguments=arguments) as server:
+        own = {"servers": (server.url,), "tls_certificate_file": certificate, "tls_key_file": key}
+        pair = await make_pair(broker=BrokerOptions(**own, tls_ca_file=ca))
+        pair.serve(iterator_handler(echo))
+        sink, _ = pair.send(b"\x01")
+        await sink.wait()
+        assert sink.items == [b"\x01"]
+        await pair.close()
+        insecure = await make_pair(broker=BrokerOptions(**own, tls_insecure=True))
+        assert not insecure.serving._link.away
+        await insecure.close()
+        stranger = await make_pair(broker=BrokerOptions(**own))
+        assert stranger.serving._link.away
+        assert "certificate verify failed" in caplog.text
+        await stranger.close()
+
+
+async def test_what_the_server_forbids_is_logged(nats_server, tmp_path, make_pair, caplog):
+    configuration = tmp_path / "permissions.conf"
+    configuration.write_text(
+        'authorization: {users: [{user: u, password: p, permissions: {subscribe: ["dyn.*.inbox.>"]}}]}\n'
+    )
+    with NatsServer(arguments=[f"--config={configuration}"]) as server:
+        broker = BrokerOptions(servers=(server.url,), user="u", password="p")
+        pair = await make_pair(broker=broker)
+        sink, _ = pair.send()
+        await sink.wait()
+        assert isinstance(sink.error, CannotConnect)
+        assert "permissions violation for subscription" in caplog.text.lower()
+        await pair.close()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no jwt here"])
+def test_credentials_that_are_none_are_refused_at_the_start(tmp_path, content):
+    path = tmp_path / "user.creds"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"user\.creds") as caught:
+        create_request_plane("nats", PlaneOptions(broker=BrokerOptions(credentials_file=str(path))))
+    assert "--nats-creds" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("server", ["", "nats://", "nats://[::1"])
+def test_a_server_that_is_no_url_is_named(server):
+    with pytest.raises(ConfigError, match="is not a URL of NATS"):
+        create_request_plane("nats", PlaneOptions(broker=BrokerOptions(servers=(server,))))
+
+
+def test_the_settings_reach_the_plane():
+    chosen = load_settings(
+        RuntimeSettings,
+        environ={
+            "NATS_SERVER": "nats://a:4222, b",
+            "NATS_USER": "u",
+            "NATS_AUTH_PASSWORD": "p",
+            "NATS_TOKEN": "t",
+            "NATS_TLS_CA_CERT_PATH": "/ca",
+        },
+    )
+    assert chosen.broker_options() == BrokerOptions(
+        servers=("nats://a:4222", "b"), user="u", password="p", token="t", tls_ca_file="/ca"
+    )
+    assert load_settings(RuntimeSettings, environ={"NATS_URL": "nats://c"}).nats_servers == ["nats://c"]
 
 
 async def test_a_remote_broker_needs_a_secret():

@@ -229,7 +229,7 @@ class EtcdConnection:
         if code is status.DEADLINE_EXCEEDED:
             details = "no answer in time"
         hint = None
-        if code in (status.PERMISSION_DENIED, status.UNAUTHENTICATED, status.INVALID_ARGUMENT):
+        if code in (status.PERMISSION_DENIED, status.UNAUTHENTICATED) or "user" in details:
             hint = _CREDENTIALS_HINT
         elif code in (status.UNAVAILABLE, status.DEADLINE_EXCEEDED):
             hint = "check that etcd runs and that ETCD_ENDPOINTS names it"

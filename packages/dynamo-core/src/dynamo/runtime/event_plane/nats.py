@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.event_plane import EventHandler, EventPlaneOptions
 from dynamo.runtime.event_plane.nats_stream import DurableEvents
-from dynamo.runtime.nats_link import NatsLink, check_secret
+from dynamo.runtime.nats_access import check_secret
+from dynamo.runtime.nats_link import NatsLink
 
 if TYPE_CHECKING:
     from nats.aio.client import Client

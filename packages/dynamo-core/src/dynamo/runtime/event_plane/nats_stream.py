@@ -5,11 +5,11 @@ Publishing needs nothing of this: JetStream stores what is published on the stre
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 from typing import TYPE_CHECKING
 
+from dynamo.runtime.nats_access import client_errors
 from dynamo.runtime.nats_link import Receiver
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class DurableEvents:
         try:
             await self._create(context)
             self._context = context
-        except self._errors() as error:
+        except client_errors() as error:
             self._context = None
             logger.warning("NATS does not keep events, they are only heard live: %s", str(error) or "no JetStream")
         known: set[str] = set()
@@ -61,14 +61,14 @@ class DurableEvents:
         """Read `subject` from the beginning of what is kept."""
         self._read[subject] = 0
         if self._client is not None:
-            with contextlib.suppress(*self._errors()):  # the next connection listens anew
+            with contextlib.suppress(*client_errors()):  # the next connection listens anew
                 await self._listen(self._client, subject)
 
     async def _listen(self, client: Client, subject: str) -> None:
         if self._context is not None:
             try:
                 await self._follow(self._context, subject)
-            except self._errors() as error:
+            except client_errors() as error:
                 logger.warning("cannot read kept events on %s, they are only heard live: %s", subject, error)
             else:
                 return
@@ -113,9 +113,3 @@ class DurableEvents:
                 return
             self._read[message.subject] = sequence
         self._receive(message)
-
-    @staticmethod
-    def _errors() -> tuple[type[Exception], ...]:
-        from nats.errors import Error
-
-        return (Error, asyncio.TimeoutError)

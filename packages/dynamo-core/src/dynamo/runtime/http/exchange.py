@@ -43,6 +43,7 @@ class Exchange:
         "_writable",
         "body",
         "disconnected",
+        "extra_head",
         "head_only",
         "headers",
         "keep_alive",
@@ -62,7 +63,9 @@ class Exchange:
         self.headers: dict[str, str] = {}
         self.body = b""
         self.params: str = ""
-        """What follows the prefix of a prefix route."""
+        """What the ``*`` of the route stands for."""
+        self.extra_head = b""
+        """Header lines, each with its line end, that the response gets whoever makes it."""
         self.keep_alive = True
         self.head_only = False
         self.responded = False
@@ -148,7 +151,7 @@ class Exchange:
 
     def _head(self, status: int, content_type: str, headers: Mapping[str, str] | None) -> bytes:
         head = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
-        head += b"content-type: " + content_type.encode("latin-1") + b"\r\n"
+        head += b"content-type: " + content_type.encode("latin-1") + b"\r\n" + self.extra_head
         for name, value in (headers or {}).items():
             head += f"{name}: {_one_line(value)}\r\n".encode("latin-1", "replace")
         return head if self.keep_alive else head + b"connection: close\r\n"

@@ -43,15 +43,20 @@ class HttpServer:
         self.body_limits: dict[str, int] = {}
         """Path to its own body limit in bytes, where it differs."""
         self._routes: dict[str, dict[str, RouteHandler]] = {}
-        self._prefixes: list[tuple[str, str, RouteHandler]] = []
+        self._patterns: list[tuple[str, str, str, RouteHandler]] = []
         self._server: asyncio.AbstractServer | None = None
         self.port = 0
         self.draining = False
 
     def route(self, method: str, path: str, handler: RouteHandler) -> None:
-        """Serve `method` on `path`; a path that ends in ``/*`` matches everything below it, as `Exchange.params`."""
-        if path.endswith("/*"):
-            self._prefixes.append((method, path[:-1], handler))
+        """Serve `method` on `path`, in which one ``*`` stands for anything, as `Exchange.params`.
+
+        ``/models/*/ready`` goes before ``/models/*``, in whatever order they are given.
+        """
+        prefix, star, suffix = path.partition("*")
+        if star:
+            self._patterns.append((method, prefix, suffix, handler))
+            self._patterns.sort(key=lambda pattern: (-len(pattern[1]), -len(pattern[2])))
         else:
             self._routes.setdefault(path, {})[method] = handler
 
@@ -118,10 +123,12 @@ class HttpServer:
             if handler is not None:
                 return handler
             return _method_not_allowed(sorted(methods))
-        for prefix_method, prefix, prefix_handler in self._prefixes:
-            if exchange.path.startswith(prefix) and prefix_method == method:
-                exchange.params = exchange.path[len(prefix) :]
-                return prefix_handler
+        path = exchange.path
+        for pattern_method, prefix, suffix, pattern_handler in self._patterns:
+            fits = path.startswith(prefix) and path.endswith(suffix) and len(path) >= len(prefix) + len(suffix)
+            if fits and pattern_method == method:
+                exchange.params = path[len(prefix) : len(path) - len(suffix)]
+                return pattern_handler
         return _not_found
 
 

@@ -13,7 +13,8 @@ from dynamo.errors import CannotConnect
 from dynamo.protocols.addressing import format_instance_id
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.planes import PlaneOptions
-from dynamo.runtime.nats_link import NatsLink, check_secret
+from dynamo.runtime.nats_access import check_secret
+from dynamo.runtime.nats_link import NatsLink
 from dynamo.runtime.request_plane.client import ClientConnection
 from dynamo.runtime.request_plane.nats_transport import (
     DIAL,

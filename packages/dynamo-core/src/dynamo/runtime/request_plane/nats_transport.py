@@ -160,6 +160,8 @@ class NatsTransport(asyncio.Transport):
         """Begin; the asking side dials, for the serving one a dial has been received."""
         self._channels.transports[self._channel] = self
         self._connection.connection_made(self)
+        if self._link.congested:
+            self.press(True)
         if dial:
             self._post(DIAL)
         else:

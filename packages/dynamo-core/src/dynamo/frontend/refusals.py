@@ -1,0 +1,50 @@
+"""What every endpoint that works for a model does first: count its refusals, and take nothing beyond the limit."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+from dynamo.errors import DynamoError, Overloaded
+from dynamo.frontend.metrics import FrontendMetrics
+from dynamo.runtime.http import Exchange
+
+__all__ = ["Refusals", "check_room", "request_id"]
+
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z")
+
+
+class Refusals:
+    """Answers a request with the error that its preparation raised, and counts it."""
+
+    def __init__(self, metrics: FrontendMetrics, exchange: Exchange, endpoint: str) -> None:
+        self._metrics = metrics
+        self._exchange = exchange
+        self._endpoint = endpoint
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if not isinstance(error, DynamoError):
+            return False
+        self._metrics.refused(self._endpoint, error.code, error.http_status)
+        self._exchange.respond_error(error)
+        return True
+
+
+def check_room(metrics: FrontendMetrics, max_inflight_requests: int) -> None:
+    """Refuse before anything is read when too much is open already.
+
+    Raises:
+        Overloaded: this frontend has as many open requests as it may.
+    """
+    if metrics.open_requests >= max_inflight_requests:
+        raise Overloaded(f"this frontend has {metrics.open_requests} open requests, its limit", retry_after_seconds=1)
+
+
+def request_id(exchange: Exchange) -> str:
+    """The client's ``x-request-id`` with something unique behind it, or only that."""
+    unique = uuid.uuid4().hex
+    given = exchange.headers.get("x-request-id", "")
+    return f"{given}-{unique[:8]}" if _REQUEST_ID.match(given) else unique
