@@ -61,6 +61,11 @@ def _install(session: nox.Session, *requirements: str) -> None:
     session.install(*requirements, *(["--find-links", links] if links else []))
 
 
+def _servers(session: nox.Session) -> None:
+    """Provide etcd and nats-server for the tests; without them the tests that need them are skipped by name."""
+    session.run("python", "tools/servers/install.py", success_codes=[0, 1])
+
+
 def _lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
@@ -85,6 +90,7 @@ def tests(session: nox.Session) -> None:
     _lint(session)
     session.run("mypy")
     _imports(session)
+    _servers(session)
     session.run("pytest", "-m", "not slow", *session.posargs)
 
 
@@ -95,6 +101,7 @@ def full(session: nox.Session) -> None:
     _lint(session)
     session.run("mypy")
     _imports(session)
+    _servers(session)
     session.run("pytest", *session.posargs)
     names = [f"unit-{version}" for version in PYTHONS]
     names += [f"{kind}({package})" for package in PACKAGES for kind in ("alone", "build")]
@@ -115,6 +122,7 @@ def unit(session: nox.Session) -> None:
 def e2e(session: nox.Session) -> None:
     """Tests that start real processes, the slow ones included."""
     _sync(session, "--all-packages", "--group=test")
+    _servers(session)
     session.run("pytest", "-m", "e2e", *session.posargs)
 
 
@@ -122,6 +130,7 @@ def e2e(session: nox.Session) -> None:
 def chaos(session: nox.Session) -> None:
     """Tests that kill processes under load."""
     _sync(session, "--all-packages", "--group=test")
+    _servers(session)
     session.run("pytest", "-m", "chaos", *session.posargs)
 
 

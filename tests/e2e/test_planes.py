@@ -190,8 +190,8 @@ async def a_client_that_leaves_frees_the_engine(client: httpx.AsyncClient, worke
 
     body = {"model": "echo", "prompt": words(0), "stream": True, "max_tokens": 3000, "ignore_eos": True}
     async with client.stream("POST", "/v1/completions", json=body) as response:
-        async for _ in response.aiter_lines():
-            break
+        lines = response.aiter_lines()
+        await lines.__anext__()
         assert await asyncio.to_thread(running) == 1
     await until(lambda: running() == 0, "the engine stops")
     assert sum(worker.metric("dynamo_component_used_kv_blocks") for worker in workers) == 0

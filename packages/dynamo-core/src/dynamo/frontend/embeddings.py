@@ -1,7 +1,7 @@
 """``POST /v1/embeddings``: one vector per input, from the engines that can.
 
 Unlike a generation an embedding has one output, so a request is one task; its inputs go to workers a few at a time,
-each wherever the router sends it, and again elsewhere when a worker is lost.
+each wherever the router sends it.
 """
 
 from __future__ import annotations
@@ -9,31 +9,30 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import logging
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from dynamo.errors import Cancelled, DynamoError, EngineError, InvalidRequest, Retry, StreamIncomplete
+from dynamo.errors import DynamoError, EngineError, InvalidRequest
+from dynamo.frontend.embedding_calls import EmbeddingCalls
 from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
 from dynamo.frontend.refusals import Refusals, check_room, request_id
 from dynamo.frontend.requests import decode_body
 from dynamo.frontend.settings import FrontendSettings
 from dynamo.frontend.token_inputs import checked_ids, encode_texts
-from dynamo.protocols.addressing import InstanceId
-from dynamo.protocols.llm import LLMEngineOutput, PreprocessedRequest, StopConditions, pack_token_ids
-from dynamo.protocols.planes import RequestPlane
-from dynamo.protocols.routing import RouteRequest
-from dynamo.runtime.client import encode_request, stream_items
-from dynamo.runtime.context import Context
+from dynamo.protocols.llm import PreprocessedRequest, StopConditions, pack_token_ids
 from dynamo.runtime.http import Exchange
 from dynamo.runtime.tracing import Tracing, trace_context
 
 __all__ = ["EmbeddingRequest", "Embeddings"]
+
+logger = logging.getLogger(__name__)
 
 _ENDPOINT = "embeddings"
 _json = msgspec.json.Encoder().encode
@@ -53,7 +52,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
 
 
 class _Job(msgspec.Struct):
-    """One checked request whose inputs are token ids."""
+    """One checked request on its way."""
 
     id: str
     request: EmbeddingRequest
@@ -69,13 +68,13 @@ class Embeddings:
     def __init__(
         self,
         models: ServedModels,
-        plane: RequestPlane,
+        calls: EmbeddingCalls,
         metrics: FrontendMetrics,
         tracing: Tracing,
         settings: FrontendSettings,
     ) -> None:
         self._models = models
-        self._plane = plane
+        self._calls = calls
         self._metrics = metrics
         self._tracing = tracing
         self._settings = settings
@@ -93,7 +92,7 @@ class Embeddings:
             task = asyncio.get_running_loop().create_task(self._serve(exchange, request, model))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            exchange.on_disconnect(task.cancel)
+            exchange.on_disconnect(lambda: _cancel(task))
 
     async def close(self) -> None:
         """Stop what is running."""
@@ -104,50 +103,15 @@ class Embeddings:
     async def _serve(self, exchange: Exchange, request: EmbeddingRequest, model: ServedModel) -> None:
         with Refusals(self._metrics, exchange, _ENDPOINT):
             inputs = await _tokenize(request, model)
-            job = self._begin(exchange, request, model, inputs)
-            with self._counted(exchange, job.metrics):
-                vectors = await self._embed_all(job)
-                tokens = job.metrics.prompt_tokens
-                body = {
-                    "object": "list",
-                    "data": [
-                        {"object": "embedding", "index": index, "embedding": vector}
-                        for index, vector in enumerate(vectors)
-                    ],
-                    "model": request.model,
-                    "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-                }
-                exchange.respond_json(200, body)
-
-    def _begin(
-        self,
-        exchange: Exchange,
-        request: EmbeddingRequest,
-        model: ServedModel,
-        inputs: list[npt.NDArray[np.uint32]],
-    ) -> _Job:
-        name = f"embd-{request_id(exchange)}"
-        attributes = {"request_id": name, "gen_ai.request.model": model.name}
-        span = self._tracing.span(_ENDPOINT, trace_context(exchange.headers), attributes)
-        metrics = self._metrics.begin(model.name, _ENDPOINT, name, span, stream=False)
-        metrics.prompt_tokens = sum(map(len, inputs))
-        return _Job(name, request, model, inputs, metrics, time.time() + self._settings.request_timeout_seconds)
-
-    @contextlib.contextmanager
-    def _counted(self, exchange: Exchange, metrics: RequestMetrics) -> Iterator[None]:
-        """Ends `metrics` once, and answers with the error if there is one."""
-        try:
-            yield
-        except DynamoError as error:
-            exchange.respond_error(error)
-            metrics.end(error.http_status, error.code)
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError):
-                metrics.cancelled()
-            metrics.end(500, EngineError.code)
-            raise
-        else:
-            metrics.end(200)
+            name = f"embd-{request_id(exchange)}"
+            attributes = {"request_id": name, "gen_ai.request.model": model.name}
+            span = self._tracing.span(_ENDPOINT, trace_context(exchange.headers), attributes)
+            metrics = self._metrics.begin(model.name, _ENDPOINT, name, span, stream=False)
+            metrics.prompt_tokens = sum(map(len, inputs))
+            deadline = time.time() + self._settings.request_timeout_seconds
+            with _ending(exchange, metrics):
+                vectors = await self._embed_all(_Job(name, request, model, inputs, metrics, deadline))
+                exchange.respond_json(200, _answer(request.model, vectors, metrics.prompt_tokens))
 
     async def _embed_all(self, job: _Job) -> list[msgspec.Raw]:
         """The vectors of all inputs as JSON, in order; the first failure ends the others."""
@@ -155,48 +119,110 @@ class Embeddings:
         waiting = iter(range(len(job.inputs)))
 
         async def work() -> None:
+            # Each vector becomes JSON when it comes: two thousand of them at once would hold up every stream.
             for index in waiting:
-                vectors[index] = _body(await self._embed(job, index), job.request.encoding_format)
+                packed = await self._calls.embed(job.model, _engine_request(job, index), job.metrics)
+                vectors[index] = _vector_body(packed, job.request.encoding_format)
 
         await _all_or_none(work() for _ in range(min(self._settings.embedding_concurrency, len(job.inputs))))
         return vectors
 
-    async def _embed(self, job: _Job, index: int) -> bytes:
-        """The packed vector of one input, from whichever worker can."""
-        request = PreprocessedRequest(
-            request_id=f"{job.id}-{index}",
-            model=job.model.name,
-            token_ids=pack_token_ids(job.inputs[index]),
-            stop=StopConditions(max_tokens=1),
-            cache_salt=job.request.cache_salt,
-            priority=job.request.priority,
-            deadline_unix_seconds=job.deadline_unix_seconds,
-            trace=job.metrics.span.context,
-            embed=True,
-        )
-        failed: frozenset[InstanceId] = frozenset()
-        while True:
-            route = RouteRequest(
-                request_id=request.request_id,
-                model=request.model,
-                prompt_tokens=len(job.inputs[index]),
-                priority=request.priority,
-                excluded=failed,
+
+@contextlib.contextmanager
+def _ending(exchange: Exchange, metrics: RequestMetrics) -> Iterator[None]:
+    """Whatever happens inside: the client is answered, and the request counted, once."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        metrics.cancelled()
+        metrics.end(499)
+        raise
+    except DynamoError as error:
+        exchange.respond_error(error)
+        metrics.end(error.http_status, error.code)
+    except Exception:
+        logger.exception("an embedding request failed")
+        exchange.respond_error(EngineError("internal error; the server's log has the details"))
+        metrics.end(500, EngineError.code)
+    else:
+        metrics.end(200)
+
+
+async def _all_or_none(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all; when one fails, or the caller is cancelled, end the others before that goes on."""
+    tasks = [asyncio.ensure_future(part) for part in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _tokenize(request: EmbeddingRequest, model: ServedModel) -> list[npt.NDArray[np.uint32]]:
+    tokenizer = model.text.tokenizer
+    texts = [request.input] if isinstance(request.input, str) else _of_type(request.input, str)
+    if texts:
+        inputs = await encode_texts(tokenizer, texts, add_special_tokens=True)
+    else:
+        single = _of_type(request.input, int)
+        lists = [single] if single else _of_type(request.input, list)
+        inputs = [checked_ids(tokenizer, ids, "input") for ids in lists]
+    for index, ids in enumerate(inputs):
+        if not len(ids):
+            raise InvalidRequest(f"input {index} has no tokens", param="input")
+        if len(ids) > model.context_length_tokens:
+            raise InvalidRequest(
+                f"this model's context is {model.context_length_tokens} tokens; input {index} has {len(ids)}",
+                param="input",
+                reason="context_length_exceeded",
             )
-            candidate = job.model.candidates.select(route, time.monotonic())
-            request.dp_rank = candidate.key.dp_rank
-            candidate.sent()
-            try:
-                vector = await self._ask(candidate.record, request)
-            except DynamoError as error:
-                candidate.failed(error, time.monotonic())
-                late = time.time() >= job.deadline_unix_seconds
-                if error.retry is not Retry.OTHER_WORKER or len(failed) >= self._settings.migration_limit or late:
-                    raise
-                failed |= {candidate.key.instance_id}
-                job.metrics.migrated()
-            else:
-                candidate.breaker.succeeded()
-                return vector
-            finally:
-                candidate.ended()
+    return inputs
+
+
+def _engine_request(job: _Job, index: int) -> PreprocessedRequest:
+    return PreprocessedRequest(
+        request_id=f"{job.id}-{index}",
+        model=job.model.name,
+        token_ids=pack_token_ids(job.inputs[index]),
+        stop=StopConditions(max_tokens=1),
+        cache_salt=job.request.cache_salt,
+        priority=job.request.priority,
+        deadline_unix_seconds=job.deadline_unix_seconds,
+        trace=job.metrics.span.context,
+        embed=True,
+    )
+
+
+def _answer(model: str, vectors: list[msgspec.Raw], tokens: int) -> dict[str, Any]:
+    data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return {"object": "list", "data": data, "model": model, "usage": usage}
+
+
+def _vector_body(packed: bytes, encoding_format: str) -> msgspec.Raw:
+    """JSON of one vector: OpenAI's base64 is of the same little-endian float32 that engines give."""
+    if encoding_format == "base64":
+        return msgspec.Raw(_json(base64.b64encode(packed).decode()))
+    return msgspec.Raw(_json(np.frombuffer(packed, dtype="<f4").tolist()))
+
+
+def _check(request: EmbeddingRequest, max_inputs: int) -> None:
+    if request.dimensions is not None:
+        raise InvalidRequest("'dimensions' is not supported: vectors come as the model makes them", param="dimensions")
+    if isinstance(request.input, str):
+        return
+    if not request.input:
+        raise InvalidRequest("'input' must not be empty", param="input")
+    if len({type(part) for part in request.input}) > 1:
+        raise InvalidRequest("'input' mixes texts and token ids", param="input")
+    if not isinstance(request.input[0], int) and len(request.input) > max_inputs:
+        raise InvalidRequest(f"'input' has {len(request.input)} inputs; at most {max_inputs} are allowed", param="input")
+
+
+def _of_type(parts: Any, kind: type[Any]) -> list[Any]:
+    return [part for part in parts if isinstance(part, kind)]
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()

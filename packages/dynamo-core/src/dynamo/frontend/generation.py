@@ -15,10 +15,11 @@ import msgspec
 from dynamo.errors import DynamoError, EngineError, ResponseTimeout, Retry, StreamIncomplete
 from dynamo.frontend.metrics import RequestMetrics
 from dynamo.frontend.models import ServedModel
+from dynamo.parsers import OutputParser
 from dynamo.preprocessor.detokenizer import Detokenizer
 from dynamo.protocols.addressing import format_instance_id
 from dynamo.protocols.llm import LLMEngineOutput, PreprocessedRequest, TokenLogprob, Usage, pack_token_ids
-from dynamo.protocols.parsing import ToolCallDelta
+from dynamo.protocols.parsing import ParsedDelta, ToolCallDelta
 from dynamo.protocols.planes import PlaneStream, RequestPlane
 from dynamo.protocols.routing import RouteRequest
 from dynamo.router.candidates import Candidate
@@ -77,6 +78,7 @@ class Generation:
         request: PreprocessedRequest,
         model: ServedModel,
         detokenizer: Detokenizer,
+        parser: OutputParser | None,
         consumer: GenerationConsumer,
         metrics: RequestMetrics,
         services: Services,
@@ -85,6 +87,7 @@ class Generation:
         self._request = request
         self._model = model
         self._detokenizer = detokenizer
+        self._parser = parser
         self._consumer = consumer
         self._plane = services.plane
         self._metrics = metrics
@@ -228,7 +231,14 @@ class Generation:
             text += detokenizer.finish()
             stopped = detokenizer.stopped is not None
         if ids or text or output.prompt_logprobs:
-            self._consumer.on_delta(self.choice, Delta(text, ids, output.logprobs, output.prompt_logprobs))
+            delta = Delta(text, ids, output.logprobs, output.prompt_logprobs)
+            if self._parser is not None:
+                _parse(self._parser, delta, last=stopped or reason not in (None, "cancelled"))
+            self._consumer.on_delta(self.choice, delta)
+        elif self._parser is not None and (stopped or reason in ("stop", "length")):
+            delta = Delta("", ids)
+            _parse(self._parser, delta, last=True)
+            self._consumer.on_delta(self.choice, delta)
         if stopped:
             self._finish("stop")
         elif reason == "cancelled":
@@ -242,6 +252,8 @@ class Generation:
         completion_tokens = len(self._token_ids)
         if self._detokenizer.stopped is not None:
             completion_tokens = self._detokenizer.completion_tokens
+        if reason == "stop" and self._parser is not None and self._parser.made_tool_calls:
+            reason = "tool_calls"
         self._end(stop_engine=self._detokenizer.stopped is not None)
         self._consumer.on_finish(
             self.choice, reason, Usage(self._prompt_tokens, completion_tokens, self._cached_tokens)
@@ -301,6 +313,17 @@ class Generation:
             prior_output_tokens=len(self._token_ids),
             stop=msgspec.structs.replace(stop, max_tokens=remaining),
         )
+
+
+def _parse(parser: OutputParser, delta: Delta, *, last: bool) -> None:
+    """Replace the text of `delta` by what the parser makes of it, and with `last` of what it held back."""
+    parsed = parser.feed(delta.text) if delta.text else ParsedDelta()
+    if last:
+        rest = parser.finish()
+        parsed = ParsedDelta(
+            parsed.content + rest.content, parsed.reasoning + rest.reasoning, parsed.tool_calls + rest.tool_calls
+        )
+    delta.text, delta.reasoning, delta.tool_calls = parsed.content, parsed.reasoning, parsed.tool_calls
 
 
 def _merge(into: LLMEngineOutput, later: LLMEngineOutput) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from dynamo.errors import DynamoError, ModelNotFound, NoInstances
 from dynamo.frontend.artifact_fetch import ArtifactFetcher
 from dynamo.frontend.security.identity import current_identity
+from dynamo.plugins import NamedRegistry, plugins
 from dynamo.preprocessor import TextModel
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.llm import DisaggregationMode
@@ -36,11 +37,21 @@ class ServedModel:
         self.text = text
         self.candidates = candidates
         self.created_unix_seconds = int(time.time())
+        self.tool_call_parser = _installed(card.tool_call_parser, plugins().tool_call_parsers)
+        self.reasoning_parser = _installed(card.reasoning_parser, plugins().reasoning_parsers)
 
     @property
     def context_length_tokens(self) -> int:
         """Prompt and answer together."""
         return self.card.context_length_tokens
+
+
+def _installed(name: str | None, registry: NamedRegistry[Any]) -> str | None:
+    """`name` if its parser is installed here; without it the model's text is passed on as it is."""
+    if name and name not in registry.names():
+        logger.warning("there is no %s named %r here; the model's text is not parsed", registry.kind, name)
+        return None
+    return name or None
 
 
 class ServedModels:

@@ -29,6 +29,8 @@ from dynamo.frontend.requests import (
 )
 from dynamo.frontend.sampling import guided_decoding, sampling_options, stop_conditions, stop_strings
 from dynamo.frontend.settings import FrontendSettings
+from dynamo.frontend.tools import chat_parser, check_tools
+from dynamo.parsers import OutputParser
 from dynamo.preprocessor.detokenizer import Detokenizer
 from dynamo.protocols.llm import GuidedDecoding, PreprocessedRequest, SamplingOptions, pack_token_ids
 from dynamo.protocols.planes import RequestPlane
@@ -54,6 +56,7 @@ class _Job(msgspec.Struct):
     make_format: Callable[[list[Prompt]], AnswerFormat]
     guided: GuidedDecoding | None = None
     prompt_logprobs: int | None = None
+    make_parser: Callable[[Prompt], OutputParser | None] | None = None
 
 
 class Pipeline:
@@ -81,6 +84,7 @@ class Pipeline:
             request = decode_body(exchange.body, ChatRequest)
             check_common(request, max_stop_strings=self._settings.max_stop_strings)
             check_chat(request)
+            check_tools(request)
             model = self._models.get(request.model)
             answer_id = f"chatcmpl-{_request_id(exchange)}"
             limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
@@ -97,6 +101,7 @@ class Pipeline:
 
             guided = guided_decoding(request, model.card.capabilities.guided)
             job = _Job(exchange, "chat_completions", answer_id, request, model, limit, make_format, guided)
+            job.make_parser = lambda prompt: chat_parser(request, model, prompt.text)
             self._begin(job, chat_prompts(request, model))
 
     def completions(self, exchange: Exchange) -> None:
@@ -188,11 +193,16 @@ class Pipeline:
                     request_id=f"{job.id}-{choice}" if choice else job.id,
                     sampling=_sampling(job, index),
                 )
+                parser = job.make_parser(prompt) if job.make_parser is not None else None
                 detokenizer = Detokenizer(
-                    model.text.tokenizer, stop_strings=stops, prompt_tail=tail, min_tokens=request.min_tokens or 0
+                    model.text.tokenizer,
+                    stop_strings=stops,
+                    skip_special_tokens=parser is None or not parser.needs_special_tokens,
+                    prompt_tail=tail,
+                    min_tokens=request.min_tokens or 0,
                 )
                 generations.append(
-                    Generation(choice, engine_request, model, detokenizer, answer, metrics, self._services)
+                    Generation(choice, engine_request, model, detokenizer, parser, answer, metrics, self._services)
                 )
         answer.begin(generations, choices)
 

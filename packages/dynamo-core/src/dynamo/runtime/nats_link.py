@@ -81,6 +81,7 @@ class NatsLink:
         self._connected = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._main: asyncio.Task[None] | None = None
+        self._unexplained = False
         self.failure = ""
         """Why it is away."""
         self.max_payload = 1 << 20
@@ -175,6 +176,8 @@ class NatsLink:
         lost = asyncio.Event()
         client = await self._connect(server, lost)
         if client is None:
+            if self._unexplained:
+                await self._ask_why(server)
             return False
         try:
             return await self._hold(client, lost)
@@ -183,7 +186,13 @@ class NatsLink:
             logger.exception("connection to NATS failed")
             return False
 
-    async def _connect(self, server: str, lost: asyncio.Event) -> Client | None:
+    async def _ask_why(self, server: str) -> None:
+        """Learn the reason of a refusal, which a reset can overtake unless the server acknowledges each step."""
+        client = await self._connect(server, asyncio.Event(), verbose=True)
+        if client is not None:
+            await self._discard(client)
+
+    async def _connect(self, server: str, lost: asyncio.Event, *, verbose: bool = False) -> Client | None:
         client = self._client_class()
         reports = itertools.count()
 
@@ -192,6 +201,7 @@ class NatsLink:
 
         async def failed(error: Exception) -> None:
             self.failure = f"{host_of(server)}: {str(error) or type(error).__name__}"
+            self._unexplained = isinstance(error, (ConnectionResetError, BrokenPipeError))
             if client.is_connected and not is_loss(error) and next(reports) < _REPORTS:
                 logger.warning("NATS: %s", self.failure)
 
@@ -203,11 +213,15 @@ class NatsLink:
             reconnect_time_wait=0,
             closed_cb=closed,
             error_cb=failed,
+            verbose=verbose,
             **self._arguments,
         )
+        self.failure = f"{host_of(server)}: the connection was closed"
+        self._unexplained = True
         try:
             if not await self._within(connecting, self._timeout_seconds):
                 self.failure = f"{host_of(server)}: no answer within {self._timeout_seconds:g} s"
+                self._unexplained = False
         except client_errors() as error:
             # Of "no servers left" the reason has been told to `failed`.
             if type(error).__name__ != "NoServersError":

@@ -59,6 +59,35 @@ async def test_items_of_one_event_loop_pass_travel_in_one_batch(pair):
     assert sink.batches == 1
 
 
+async def test_a_burst_of_items_above_the_frame_limit_arrives_in_several_frames(make_pair):
+    pair = await make_pair(max_frame_bytes=1 << 20)
+
+    def burst(payload, context, writer):
+        for number in range(50):
+            writer.send(bytes([number]) * 100_000)
+        writer.end()
+
+    pair.serve(burst)
+    sink, _ = pair.send()
+    await sink.wait()
+    assert sink.error is None
+    assert [item[0] for item in sink.items] == list(range(50))
+
+
+async def test_an_item_above_the_frame_limit_drops_the_connection(make_pair, caplog):
+    pair = await make_pair(max_frame_bytes=1 << 20)
+
+    def burst(payload, context, writer):
+        writer.send(bytes(2 << 20))
+        writer.end()
+
+    pair.serve(burst)
+    sink, _ = pair.send()
+    await sink.wait()
+    assert isinstance(sink.error, Disconnected)
+    assert "the frame limit is 1048576" in caplog.text
+
+
 async def test_a_handler_error_arrives_with_its_class_and_fields(pair):
     async def refuse(request, context):
         raise InvalidRequest("too long", param="messages", reason="context_length_exceeded")

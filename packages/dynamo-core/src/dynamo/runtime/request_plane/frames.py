@@ -60,13 +60,18 @@ def encode_frames(messages: list[Message], max_frame_bytes: int) -> bytes:
     """One frame, or several if one would be longer than `max_frame_bytes`.
 
     Raises:
-        TransportError: a single message is longer.
+        TransportError: a single message is longer, and is not a batch of items, or one item is.
     """
     body = _encode(messages)
     if len(body) <= max_frame_bytes:
         return len(body).to_bytes(HEADER_BYTES, "little") + body
     if len(messages) == 1:
-        raise TransportError(f"message of {len(body)} bytes; the frame limit is {max_frame_bytes}")
+        kind, *rest = messages[0]
+        if kind != ITEMS or len(rest[1]) == 1:
+            raise TransportError(f"message of {len(body)} bytes; the frame limit is {max_frame_bytes}")
+        stream_id, items = rest
+        middle = len(items) // 2
+        messages = [(ITEMS, stream_id, items[:middle]), (ITEMS, stream_id, items[middle:])]
     half = len(messages) // 2
     return encode_frames(messages[:half], max_frame_bytes) + encode_frames(messages[half:], max_frame_bytes)
 

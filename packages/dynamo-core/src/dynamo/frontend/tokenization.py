@@ -1,0 +1,143 @@
+"""``POST /tokenize`` and ``/detokenize``, in the shapes that vLLM and SGLang share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from dynamo.errors import InvalidRequest
+from dynamo.frontend.metrics import FrontendMetrics
+from dynamo.frontend.models import ServedModel, ServedModels
+from dynamo.frontend.prompts import INLINE_TEXT_CHARACTERS, chat_prompts
+from dynamo.frontend.refusals import Refusals
+from dynamo.frontend.requests import ChatRequest, check_chat, decode_body
+from dynamo.frontend.token_inputs import checked_ids, encode_texts
+from dynamo.runtime.http import Exchange
+
+__all__ = ["DetokenizeRequest", "Tokenization", "TokenizeRequest"]
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """``POST /tokenize``: a text as it is, or the prompt that chat messages become."""
+
+    model: str | None = None
+    """None: the only model that is served."""
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool | None = None
+    """Of a text; None is true. A template writes its own."""
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """``POST /detokenize``."""
+
+    tokens: list[int]
+    model: str | None = None
+    """None: the only model that is served."""
+    skip_special_tokens: bool = False
+
+
+class Tokenization:
+    """The two route handlers."""
+
+    def __init__(self, models: ServedModels, metrics: FrontendMetrics) -> None:
+        self._models = models
+        self._metrics = metrics
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def tokenize(self, exchange: Exchange) -> None:
+        """Route handler."""
+        with Refusals(self._metrics, exchange, "tokenize"):
+            request = decode_body(exchange.body, TokenizeRequest)
+            _check(request)
+            self._start("tokenize", exchange, self._tokenize(exchange, request, self._model(request.model)))
+
+    def detokenize(self, exchange: Exchange) -> None:
+        """Route handler."""
+        with Refusals(self._metrics, exchange, "detokenize"):
+            request = decode_body(exchange.body, DetokenizeRequest)
+            model = self._model(request.model)
+            ids = checked_ids(model.text.tokenizer, request.tokens, "tokens") if request.tokens else np.empty(0, "u4")
+            self._start("detokenize", exchange, _detokenize(exchange, request, model, ids))
+
+    async def close(self) -> None:
+        """Stop what is running."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _model(self, name: str | None) -> ServedModel:
+        if name is not None:
+            return self._models.get(name)
+        served = {model.name: model for model in self._models.names().values()}
+        if len(served) != 1:
+            raise InvalidRequest(f"'model' is missing, and {len(served)} models are served", param="model")
+        return next(iter(served.values()))
+
+    def _start(self, endpoint: str, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
+        async def answer() -> None:
+            with Refusals(self._metrics, exchange, endpoint):
+                await work
+
+        task = asyncio.get_running_loop().create_task(answer())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _tokenize(self, exchange: Exchange, request: TokenizeRequest, model: ServedModel) -> None:
+        ids = (await _ids(request, model)).tolist()
+        exchange.respond_json(
+            200,
+            {
+                "tokens": ids,
+                "count": len(ids),
+                "max_model_len": model.context_length_tokens,
+                "token_strs": [model.text.tokenizer.token_text(i) for i in ids] if request.return_token_strs else None,
+            },
+        )
+
+
+async def _ids(request: TokenizeRequest, model: ServedModel) -> npt.NDArray[np.uint32]:
+    if request.messages is None:
+        special = request.add_special_tokens is not False
+        return (await encode_texts(model.text.tokenizer, [request.prompt or ""], add_special_tokens=special))[0]
+    chat = ChatRequest(
+        model=model.name,
+        messages=request.messages,
+        tools=request.tools,
+        chat_template_kwargs=request.chat_template_kwargs,
+        add_generation_prompt=request.add_generation_prompt,
+        continue_final_message=request.continue_final_message,
+    )
+    check_chat(chat)
+    prompts = chat_prompts(chat, model)
+    return (prompts if isinstance(prompts, list) else await prompts)[0].token_ids
+
+
+async def _detokenize(
+    exchange: Exchange, request: DetokenizeRequest, model: ServedModel, ids: npt.NDArray[np.uint32]
+) -> None:
+    def decode() -> str:
+        return model.text.tokenizer.decode(ids.tolist(), skip_special_tokens=request.skip_special_tokens)
+
+    text = decode() if len(ids) <= INLINE_TEXT_CHARACTERS else await asyncio.to_thread(decode)
+    # `prompt` is vLLM's name for it, `text` SGLang's.
+    exchange.respond_json(200, {"prompt": text, "text": text})
+
+
+def _check(request: TokenizeRequest) -> None:
+    if (request.prompt is None) == (request.messages is None):
+        raise InvalidRequest("give either 'prompt' or 'messages'", param="prompt")
+    if request.messages is not None and request.add_special_tokens:
+        raise InvalidRequest(
+            "'add_special_tokens' is for 'prompt'; a chat template writes its own", param="add_special_tokens"
+        )

@@ -1,0 +1,82 @@
+"""Tools of a chat request: checked, and turned into the parser that reads the model's calls out of its text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dynamo.errors import InvalidRequest
+from dynamo.frontend.models import ServedModel
+from dynamo.frontend.requests import ChatRequest
+from dynamo.parsers import OutputParser, make_output_parser
+from dynamo.plugins import plugins
+from dynamo.protocols.parsing import ReasoningOptions, ToolCallOptions, ToolFunction
+
+__all__ = ["chat_parser", "check_tools"]
+
+#: Enough of the prompt's end to see whether the template opened the reasoning there.
+_PROMPT_TAIL_CHARACTERS = 256
+
+
+def check_tools(request: ChatRequest) -> None:
+    """Check ``tools`` and ``tool_choice``.
+
+    Raises:
+        InvalidRequest: `param` names the entry at fault.
+    """
+    for index, tool in enumerate(request.tools or []):
+        _check_tool(f"tools[{index}]", tool)
+    choice = request.tool_choice
+    if choice is None or choice in ("auto", "none"):
+        return
+    if not request.tools:
+        raise InvalidRequest("'tool_choice' needs 'tools'", param="tool_choice")
+    if choice == "required":
+        return
+    name = _named_function(choice)
+    if name is None:
+        raise InvalidRequest(
+            '\'tool_choice\' must be auto, none, required, or {"type": "function", "function": {"name": ...}}',
+            param="tool_choice",
+        )
+    if name not in {tool["function"]["name"] for tool in request.tools}:
+        raise InvalidRequest(f"'tool_choice' names {name!r}, which is not among 'tools'", param="tool_choice")
+
+
+def chat_parser(request: ChatRequest, model: ServedModel, prompt: str) -> OutputParser | None:
+    """The parser of one choice, as the model's card says; None when there is nothing to parse."""
+    tool_parser = model.tool_call_parser if request.tools and request.tool_choice != "none" else None
+    if tool_parser is None and model.reasoning_parser is None:
+        return None
+    return make_output_parser(
+        plugins(),
+        reasoning=model.reasoning_parser,
+        tool_calls=tool_parser,
+        reasoning_options=ReasoningOptions(prompt_tail=prompt[-_PROMPT_TAIL_CHARACTERS:]),
+        tool_call_options=_options(request),
+    )
+
+
+def _options(request: ChatRequest) -> ToolCallOptions:
+    tools = [
+        ToolFunction(tool["function"]["name"], tool["function"].get("parameters") or {}) for tool in request.tools or []
+    ]
+    choice = request.tool_choice
+    if isinstance(choice, dict):
+        return ToolCallOptions(tools, "named", _named_function(choice))
+    return ToolCallOptions(tools, "required" if choice == "required" else "auto")
+
+
+def _check_tool(param: str, tool: dict[str, Any]) -> None:
+    function = tool.get("function")
+    if tool.get("type", "function") != "function":
+        raise InvalidRequest(f"'{param}.type' is {tool['type']!r}; only 'function' is served", param=f"{param}.type")
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise InvalidRequest(f"'{param}.function.name' is missing", param=f"{param}.function.name")
+    if not isinstance(function.get("parameters") or {}, dict):
+        raise InvalidRequest(f"'{param}.function.parameters' must be an object", param=f"{param}.function.parameters")
+
+
+def _named_function(choice: str | dict[str, Any]) -> str | None:
+    function = choice.get("function") if isinstance(choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None
