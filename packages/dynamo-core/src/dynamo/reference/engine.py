@@ -251,6 +251,9 @@ class ReferenceEngine:
             max_batched_tokens=self._settings.max_num_batched_tokens,
             max_running_requests=self._settings.max_num_seqs,
             dtype="float32",
+            # Other models' formats are known to who serves them: --dyn-tool-call-parser, --dyn-reasoning-parser.
+            tool_call_parser="hermes" if self._directory == demo_model_directory() else None,
+            reasoning_parser="basic" if self._directory == demo_model_directory() else None,
             capabilities=EngineCapabilities(
                 kv_events=self._settings.enable_prefix_caching,
                 load=True,
