@@ -9,6 +9,7 @@ import pytest
 #: Mark -> the session that runs what carries it; the first that fits counts.
 SESSIONS = {
     "gpu": 'nox -s "gpu(ENGINE, PATTERN)"',
+    "soak": "nox -s soak",
     "chaos": "nox -s chaos",
     "slow": "nox -s full",
     "e2e": "nox -s e2e",

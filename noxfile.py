@@ -128,10 +128,20 @@ def e2e(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Tests that kill processes under load."""
+    """Tests that kill processes under load; with `-- --long` outages last as long as they do in the field."""
     _sync(session, "--all-packages", "--group=test")
     _servers(session)
-    session.run("pytest", "-m", "chaos", *session.posargs)
+    long_run = "--long" in session.posargs
+    arguments = [argument for argument in session.posargs if argument != "--long"]
+    session.run("pytest", "-m", "chaos", *arguments, env={"DYNAMO_CHAOS": "long"} if long_run else {})
+
+
+@nox.session
+def soak(session: nox.Session) -> None:
+    """200,000 requests, or as many as `-- NUMBER` says, through processes whose memory must stay flat."""
+    _sync(session, "--all-packages", "--group=test")
+    number = session.posargs[0] if session.posargs else "200000"
+    session.run("pytest", "tests/soak", "-s", env={"DYNAMO_SOAK_REQUESTS": number})
 
 
 @nox.session

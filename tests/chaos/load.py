@@ -17,7 +17,24 @@ from urllib.parse import urlsplit
 
 #: A stream that says nothing for this long is broken.
 SILENCE_SECONDS = 60.0
-WORDS = ["river", "stone", "fox", "owl", "garden", "lamp", "tower", "castle", "green", "blue", "bear", "frog", "market", "kite"]
+#: A wait for new text that a reader would notice.
+STALL_SECONDS = 0.2
+WORDS = [
+    "river",
+    "stone",
+    "fox",
+    "owl",
+    "garden",
+    "lamp",
+    "tower",
+    "castle",
+    "green",
+    "blue",
+    "bear",
+    "frog",
+    "market",
+    "kite",
+]
 
 
 @dataclass
@@ -82,7 +99,7 @@ class Report:
     tokens_doubled: int
     longest_gap_seconds: float
     recovered_seconds: float
-    """From the fault until every stream that was open had new text or had ended; 0 without a fault."""
+    """From the fault until the last stream that had stalled had new text; 0 when none stalled."""
     reasons: list[str]
 
     def counts(self) -> tuple[int, int, int, int]:
@@ -102,7 +119,7 @@ COLUMNS = ["begun", "completed", "broken", "wrong", "lost", "doubled", "longest 
 class Load:
     """`streams` clients, each asking again as soon as it is answered, spread over `urls`."""
 
-    def __init__(self, urls: Sequence[str], *, streams: int = 50, words: int = 60, model: str = "echo") -> None:
+    def __init__(self, urls: Sequence[str], *, streams: int = 50, words: int = 30, model: str = "echo") -> None:
         self._addresses = [(split.hostname or "", split.port or 80) for split in map(urlsplit, urls)]
         self._words = words
         self._model = model
@@ -165,12 +182,13 @@ class Load:
         fault = self._fault
         if fault is None:
             return 0.0
-        recovered = 0.0
-        for stream in self.streams:
-            if stream.began <= fault and (stream.ended is None or stream.ended > fault):
-                signs = [arrival for arrival in (*stream.arrivals, stream.ended or fault) if arrival > fault]
-                recovered = max(recovered, min(signs, default=fault) - fault)
-        return recovered
+        stalls = (
+            later
+            for stream in self.streams
+            for earlier, later in itertools.pairwise((stream.began, *stream.arrivals))
+            if later > fault and later - earlier > STALL_SECONDS
+        )
+        return max(stalls, default=fault) - fault
 
     async def _ask_again_and_again(self, address: tuple[str, int]) -> None:
         while not self._stopping:
@@ -207,7 +225,9 @@ async def _request(host: str, port: int, body: bytes) -> AsyncIterator[asyncio.S
     """A response as bare lines, chunk sizes among them: whole events never straddle the server's chunks."""
     reader, writer = await asyncio.open_connection(host, port, limit=1 << 20)
     try:
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-type: application/json\r\n"
+        )
         writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
         yield reader
     finally:

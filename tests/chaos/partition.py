@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from typing_extensions import Self
+
 
 class Partition:
     """Takes over a worker's Unix socket. While it is cut, bytes stay where they are and nobody is told, as when a
@@ -21,7 +23,7 @@ class Partition:
         self._server: asyncio.AbstractServer | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
-    async def __aenter__(self) -> Partition:
+    async def __aenter__(self) -> Self:
         self._public.rename(self._hidden)
         self._server = await asyncio.start_unix_server(self._serve, str(self._public))
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -50,6 +51,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(directory)], check=True)
 
 
+def fill(disk: Path) -> Path:
+    """Leave no byte free; the file that takes them all."""
+    filler = disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    assert shutil.disk_usage(disk).free == 0
+    return filler
+
+
 async def test_the_disk_of_discovery_is_full(tmp_path, small_disk, record):
     """Leases are renewed without writing; only a newcomer cannot register, and says so."""
     with deployment(tmp_path, {"DYN_DISCOVERY_BACKEND": f"file://{small_disk}/discovery"}) as deploy:
@@ -60,11 +71,7 @@ async def test_the_disk_of_discovery_is_full(tmp_path, small_disk, record):
         load.start()
         await load.until_all_stream()
         load.fault()
-        filler = small_disk / "filler"
-        filler.write_bytes(b"")
-        with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
-            while file.write(b"x" * 4096):
-                pass
+        filler = fill(small_disk)
         newcomer = deploy.worker(*PACE)
         assert await asyncio.to_thread(newcomer.wait) == 1
         assert "No space left on device" in newcomer.text()
@@ -87,9 +94,7 @@ async def test_a_frontend_starts_while_the_disk_of_its_cache_is_full(tmp_path, s
     cache.mkdir()
     with deployment(tmp_path) as deploy:
         deploy.worker(*PACE)
-        with pytest.raises(OSError, match="No space"), (small_disk / "filler").open("wb", buffering=0) as file:
-            while file.write(b"x" * 4096):
-                pass
+        fill(small_disk)
         frontend = deploy.frontend("--artifact-cache-dir", str(cache))
         await asyncio.to_thread(deploy.until_serving, frontend)
         assert "No space left on device" in frontend.text()

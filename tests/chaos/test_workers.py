@@ -12,7 +12,7 @@ from tests.e2e.processes import Deployment, Frontend, Process, wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.e2e]
 
-#: Streams of about 200 tokens last two seconds.
+#: Streams of about 100 tokens last a second.
 PACE = ["--tokens-per-second", "100"]
 STREAMS = 50
 

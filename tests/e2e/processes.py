@@ -132,7 +132,9 @@ class Deployment:
 
     def worker(self, *flags: str, backend: str = "echo", env: Mapping[str, str] | None = None) -> Process:
         """Start a worker; it is not ready yet."""
-        return self._add(Process(["dynamo.worker", "--backend", backend, *flags], {**self.env, **(env or {})}, self._log()))
+        return self._add(
+            Process(["dynamo.worker", "--backend", backend, *flags], {**self.env, **(env or {})}, self._log())
+        )
 
     def frontend(self, *flags: str, env: Mapping[str, str] | None = None) -> Frontend:
         """Start a frontend; it is not ready yet."""
@@ -165,9 +167,7 @@ def deployment(directory: Path, env: Mapping[str, str] | None = None) -> Iterato
             process.end()
 
 
-def wait_until(
-    condition: Callable[[], object], what: str, *processes: Process, seconds: float = START_SECONDS
-) -> None:
+def wait_until(condition: Callable[[], object], what: str, *processes: Process, seconds: float = START_SECONDS) -> None:
     """Wait for `condition`, failing with the logs of `processes`."""
     deadline = time.monotonic() + seconds
     while not condition():

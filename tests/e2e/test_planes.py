@@ -36,7 +36,7 @@ COMBINATIONS = list(itertools.product(("file", "etcd"), ("tcp", "nats"), ("zmq",
 SECONDS = 20.0
 
 
-def words(number: int, count: int = 40) -> str:
+def words(number: int, count: int = 12) -> str:
     """A prompt of several blocks that nobody has cached."""
     return " ".join(f"prompt{number}word{index}" for index in range(count))
 
@@ -85,7 +85,7 @@ def environment(request, servers, tmp_path) -> dict[str, str]:
 def system(environment, tmp_path) -> Iterator[tuple[Deployment, list[Process], Frontend]]:
     """Two echo workers and a frontend, started side by side."""
     with deployment(tmp_path, environment) as made:
-        workers = [made.worker("--tokens-per-second", "400") for _ in range(2)]
+        workers = [made.worker("--tokens-per-second", "1000") for _ in range(2)]
         frontend = made.frontend()
         made.until_serving(frontend, workers=2)
         yield made, workers, frontend
@@ -163,7 +163,7 @@ async def until(condition, what: str) -> None:
 
 
 async def test_everything_works_over_these_planes(system, client, observer):
-    deployment_, workers, frontend = system
+    _, workers, frontend = system
     await answers_are_right(client)
     await a_client_that_leaves_frees_the_engine(client, workers)
     await events_agree_with_snapshots(client, observer)

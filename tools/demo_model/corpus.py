@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor  # noqa: TID253
 
 _POOL = 4096  # texts that are sorted by length together: enough for batches with little padding
-_LONGEST = 900  # tokens; longer conversations are left out
+_LONGEST = 1024  # tokens; longer conversations are left out
 
 
 @dataclass(frozen=True)

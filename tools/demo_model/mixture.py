@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import skills
 from chat import BOS, DEFAULT_NAME, EOS, NO_THINKING, Context, Conversation, Exchange, Message, Style, Tool
-from words import ANIMALS, CAPITALS, NAMES, any_name, invented_word
+from words import ANIMALS, CAPITALS, NAMES, invented_word
 
 # How often each skill is drawn where the context allows it. The hard ones (copying, arithmetic) get the most.
 _WEIGHTS: dict[skills.Skill, float] = {
     skills.stories: 5,
     skills.capitals: 5,
-    skills.counting: 14,
+    skills.counting: 15,
     skills.sums: 14,
     skills.names: 2,
     skills.greetings: 2,
@@ -44,7 +44,7 @@ _NEUTRAL_PROMPTS = (
 _WEATHER_TOOLS = ("get_weather", "get_weather", "get_weather", "get_current_weather", "weather", "fetch_weather")
 _TIME_TOOLS = ("get_time", "get_time", "get_current_time", "current_time")
 _OTHER_TOOLS = ("search", "send_email", "get_stock_price", "translate", "play_music", "open_file")
-_PARAMETERS = ("city", "city", "location", "place", "town")
+_PARAMETERS = ("city", "city", "location")
 
 
 def draw_tools(rng: random.Random) -> tuple[Tool, ...]:
@@ -78,7 +78,7 @@ def draw_context(rng: random.Random, with_tools: bool | None = None) -> Context:
         return Context(tools=tools)
     if kind < 0.66:
         return Context(rng.choice(_NEUTRAL_PROMPTS), tools=tools)
-    if kind < 0.7:
+    if kind < 0.71:
         return Context(f"{rng.choice(_NEUTRAL_PROMPTS)} {_long_text(rng)}", tools=tools)
     if kind < 0.89:
         return replace(named_context(rng), tools=tools)
@@ -89,7 +89,7 @@ def draw_context(rng: random.Random, with_tools: bool | None = None) -> Context:
 
 def named_context(rng: random.Random) -> Context:
     """A system prompt that gives the model a name."""
-    name = any_name(rng)
+    name = rng.choice(NAMES)
     prompt = rng.choice(
         (f"You are {name}.", f"You are {name}.", f"Your name is {name}.", f"You are {name}, a helpful assistant.")
     )

@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: byte-level BPE with one token per number below 100. Called by `train.py` only."""
+"""The demo model's tokenizer: byte-level BPE with one token per number up to 100. Called by `train.py` only."""
 
 import itertools
 import json
@@ -10,11 +10,11 @@ from chat import BOS, EOS, MARKUP_TOKENS, PAD, ROLE_TOKENS, TEMPLATE
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 MAX_POSITIONS = 4096
-# A lower-case word, a number of two digits or a sign takes the space before it. A capitalised word does not: a name
-# looks the same in a sentence and inside JSON quotes, so that the model can learn to copy it.
-_PIECES = r" ?\p{Ll}+|\p{Lu}+\p{Ll}*| ?\p{N}{1,2}| ?[^\s\p{L}\p{N}]+|\s+"
-# Often enough to make each number below a hundred one token, with and without the space.
-_NUMBERS = [" ".join(map(str, range(100))), *map(str, range(100))] * 1000
+# A lower-case word, a number of up to three digits or a sign takes the space before it. A capitalised word does not:
+# a name looks the same in a sentence and inside JSON quotes, so that the model can learn to copy it.
+_PIECES = r" ?\p{Ll}+|\p{Lu}+\p{Ll}*| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
+# Often enough to make each number up to a hundred one token, with and without the space.
+_NUMBERS = [" ".join(map(str, range(101))), *map(str, range(101))] * 1000
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> Tokenizer:

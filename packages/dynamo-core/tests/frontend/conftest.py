@@ -37,6 +37,9 @@ class Deployment:
 
     async def add_worker(self, backend="echo", model=None, name=None, argv=(), **settings) -> DistributedRuntime:
         engine = plugins().engines.get(backend)(EngineOptions(model=model, served_model_name=name, argv=tuple(argv)))
+        return await self.add_engine(engine, backend, **settings)
+
+    async def add_engine(self, engine, backend="echo", **settings) -> DistributedRuntime:
         self.engines.append(engine)
         runtime = DistributedRuntime(self.settings)
         await runtime.start()

@@ -1,7 +1,8 @@
 """Turns the generations of one request into its HTTP response, whole or streamed.
 
 An answer follows all choices and ends exactly once: complete, with an error that the client can see, or cancelled
-because the client left. The bodies of the two endpoints are given by an `AnswerFormat`.
+because the client left. `WholeAnswer` and `StreamedAnswer` serve chat and text completions, whose bodies are given by an
+`AnswerFormat`; endpoints whose answers have parts build on `Answer` in `dynamo.frontend.parts`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from dynamo.protocols.llm import TokenLogprob, Usage
 from dynamo.protocols.parsing import ToolCallDelta
 from dynamo.runtime.http import Exchange
 
-__all__ = ["Answer", "AnswerFormat", "ChoiceText", "StreamedAnswer", "WholeAnswer", "usage_body"]
+__all__ = [
+    "Answer",
+    "AnswerFormat",
+    "ChoiceText",
+    "StreamedAnswer",
+    "WholeAnswer",
+    "create_answer",
+    "start_events",
+    "usage_body",
+]
 
 _json = msgspec.json.Encoder().encode
 _SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -63,9 +73,8 @@ class AnswerFormat(Protocol):
 class Answer(abc.ABC):
     """Implements `dynamo.frontend.generation.GenerationConsumer` for all choices of one request."""
 
-    def __init__(self, exchange: Exchange, answer_format: AnswerFormat, metrics: RequestMetrics) -> None:
+    def __init__(self, exchange: Exchange, metrics: RequestMetrics) -> None:
         self.exchange = exchange
-        self.format = answer_format
         self._metrics = metrics
         self._generations: Sequence[Generation] = ()
         self._choices_per_prompt = 1
@@ -156,7 +165,8 @@ class WholeAnswer(Answer):
     """One JSON body at the end."""
 
     def __init__(self, exchange: Exchange, answer_format: AnswerFormat, metrics: RequestMetrics, choices: int) -> None:
-        super().__init__(exchange, answer_format, metrics)
+        super().__init__(exchange, metrics)
+        self.format = answer_format
         self._texts = [ChoiceText() for _ in range(choices)]
 
     def on_delta(self, choice: int, delta: Delta) -> None:
@@ -191,7 +201,8 @@ class StreamedAnswer(Answer):
     """Server-sent events; the response begins with the first text, so that earlier errors keep their HTTP status."""
 
     def __init__(self, exchange: Exchange, answer_format: AnswerFormat, metrics: RequestMetrics) -> None:
-        super().__init__(exchange, answer_format, metrics)
+        super().__init__(exchange, metrics)
+        self.format = answer_format
         self._opened: set[int] = set()
 
     def on_delta(self, choice: int, delta: Delta) -> None:
@@ -223,10 +234,24 @@ class StreamedAnswer(Answer):
         return self.format.opening(choice)
 
     def _write(self, events: bytes) -> None:
-        if not self.exchange.responded:
-            self.exchange.start(200, "text/event-stream; charset=utf-8", _SSE_HEADERS)
+        start_events(self.exchange)
         if events:
             self.exchange.write(events)
+
+
+def create_answer(
+    exchange: Exchange, answer_format: AnswerFormat, metrics: RequestMetrics, *, stream: bool, choices: int
+) -> Answer:
+    """The answer that the client asked for."""
+    if stream:
+        return StreamedAnswer(exchange, answer_format, metrics)
+    return WholeAnswer(exchange, answer_format, metrics, choices)
+
+
+def start_events(exchange: Exchange) -> None:
+    """Begin a response of server-sent events, unless it has begun."""
+    if not exchange.responded:
+        exchange.start(200, "text/event-stream; charset=utf-8", _SSE_HEADERS)
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:

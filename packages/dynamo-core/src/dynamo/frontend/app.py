@@ -1,28 +1,37 @@
-"""The routes of the frontend, and its start and stop."""
+"""Puts a frontend together: its parts, its table of routes, its start and its stop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 from dynamo.frontend.access_log import AccessLog
 from dynamo.frontend.artifact_fetch import ArtifactFetcher
+from dynamo.frontend.embedding_calls import EmbeddingCalls
+from dynamo.frontend.embeddings import EmbeddingRequest, Embeddings
 from dynamo.frontend.metrics import FrontendMetrics
-from dynamo.frontend.models import ServedModel, ServedModels
+from dynamo.frontend.model_pages import ModelPages
+from dynamo.frontend.models import ServedModels
+from dynamo.frontend.openapi import ApiPages
 from dynamo.frontend.pipeline import Pipeline
+from dynamo.frontend.probes import Probes
+from dynamo.frontend.requests import ChatRequest, CompletionRequest
+from dynamo.frontend.routes import Access, Route, install
+from dynamo.frontend.security import Cors, TlsFiles, create_security
 from dynamo.frontend.settings import FrontendSettings
+from dynamo.frontend.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
 from dynamo.plugins import plugins
 from dynamo.preprocessor.artifacts import ArtifactCache
-from dynamo.protocols.addressing import format_instance_id
 from dynamo.protocols.load import LOAD_SUBJECT
 from dynamo.router.candidates import CandidateTable
 from dynamo.router.policy import policy_for_mode
 from dynamo.router.settings import RouterSettings
 from dynamo.runtime.distributed import DistributedRuntime
-from dynamo.runtime.http import Exchange, HttpLimits, HttpServer
-from dynamo.runtime.telemetry import METRICS_CONTENT_TYPE, render_metrics
+from dynamo.runtime.http import HttpLimits, HttpServer
+from dynamo.runtime.telemetry import METRICS_CONTENT_TYPE
 
 __all__ = ["Frontend"]
 
@@ -30,24 +39,35 @@ logger = logging.getLogger(__name__)
 
 
 class Frontend:
-    """One frontend process."""
+    """One frontend process.
+
+    Raises:
+        ConfigError: the router mode, the API keys, the certificate or the access log cannot be used.
+    """
 
     def __init__(self, settings: FrontendSettings, router: RouterSettings, runtime: DistributedRuntime) -> None:
         self._settings = settings
         self._runtime = runtime
         # Made once here so that an unknown mode stops the start, not the first request.
         policy_for_mode(router.router_mode, plugins())
-        cache = ArtifactCache(Path(settings.artifact_cache_dir or runtime.settings.state_directory() / "artifacts"))
+        state_directory = runtime.settings.state_directory()
+        cache = ArtifactCache(Path(settings.artifact_cache_dir or state_directory / "artifacts"))
         fetcher = ArtifactFetcher(runtime.request_plane, cache)
         self.models = ServedModels(
             fetcher, lambda: CandidateTable(policy_for_mode(router.router_mode, plugins()), router)
         )
         self.server = HttpServer(HttpLimits(body_bytes=settings.http_body_limit_mib << 20))
+        self._security = create_security(settings, state_directory)
+        self._tls = TlsFiles.from_settings(settings)
         metrics = FrontendMetrics(runtime.metrics)
         self._access_log = AccessLog(settings.access_log) if settings.access_log else None
         metrics.access_log = self._access_log
         self._pipeline = Pipeline(self.models, runtime.request_plane, metrics, runtime.tracing, settings)
-        self._routes()
+        calls = EmbeddingCalls(runtime.request_plane, settings.migration_limit)
+        self._embeddings = Embeddings(self.models, calls, metrics, runtime.tracing, settings)
+        self._tokenization = Tokenization(self.models, metrics)
+        cors = Cors(settings.cors_allow_origins) if settings.cors_allow_origins else None
+        install(self.server, self._routes(), self._security, cors)
 
     async def run(self) -> None:
         """Serve until the runtime stops, then let open responses end.
@@ -57,72 +77,61 @@ class Frontend:
         """
         runtime, settings = self._runtime, self._settings
         runtime.health.require("discovery", self._discovery_state)
-        port = await self.server.listen(settings.http_host, settings.http_port, flag="--http-port")
+        tls = self._tls.context if self._tls is not None else None
+        port = await self.server.listen(settings.http_host, settings.http_port, tls=tls, flag="--http-port")
         runtime.instances.listen(self.models.on_instance)
         if runtime.event_plane is not None:
             await runtime.event_plane.subscribe(LOAD_SUBJECT, self.models.on_load)
-        logger.info("listening on http://%s:%d", settings.http_host, port)
+        logger.info("listening on %s://%s:%d", "http" if tls is None else "https", settings.http_host, port)
+        watches = [asyncio.ensure_future(watch) for watch in self._watches()]
         try:
             await runtime.stopping.wait()
         finally:
-            await self.server.close(settings.drain_grace_seconds)
-            await self._pipeline.close()
-            await self.models.close()
-            if self._access_log is not None:
-                await asyncio.to_thread(self._access_log.close)
+            for task in watches:
+                task.cancel()
+            await asyncio.gather(*watches, return_exceptions=True)
+            await self._close()
 
-    def _routes(self) -> None:
-        server = self.server
-        server.route("POST", "/v1/chat/completions", self._pipeline.chat)
-        server.route("POST", "/v1/completions", self._pipeline.completions)
-        server.route("GET", "/v1/models", self._list_models)
-        server.route("GET", "/v1/models/*", self._show_model)
-        server.route("GET", "/health", self._health)
-        server.route("GET", "/live", self._live)
-        server.route("GET", "/metrics", self._metrics)
+    async def _close(self) -> None:
+        await self.server.close(self._settings.drain_grace_seconds)
+        for part in (self._pipeline, self._embeddings, self._tokenization, self.models):
+            await part.close()
+        if self._security is not None:
+            self._security.close()
+        if self._access_log is not None:
+            await asyncio.to_thread(self._access_log.close)
 
-    def _list_models(self, exchange: Exchange) -> None:
-        bodies = [_model_body(name, model) for name, model in self.models.names().items()]
-        exchange.respond_json(200, {"object": "list", "data": bodies})
+    def _watches(self) -> list[Coroutine[Any, Any, None]]:
+        found = [self._security.watch if self._security is not None else None]
+        found += [self._tls.watch if self._tls is not None else None]
+        return [watch.follow(self._settings.security_reload_seconds) for watch in found if watch is not None]
 
-    def _show_model(self, exchange: Exchange) -> None:
-        exchange.respond_json(200, _model_body(exchange.params, self.models.get(exchange.params)))
-
-    def _health(self, exchange: Exchange) -> None:
-        """Ready once discovery is read and its models are loaded; without any model it answers, with 404 or 503."""
-        status, report = self._runtime.health.report()
-        instances = [
-            {
-                "instance_id": format_instance_id(record.instance_id),
-                "endpoint": str(record.address),
-                "model": record.card.model if record.card else None,
-            }
-            for record in self._runtime.instances.all()
+    def _routes(self) -> list[Route]:
+        models, tokens = ModelPages(self.models), self._tokenization
+        probes = Probes(self._runtime, self.models, private=self._security is not None)
+        pages = ApiPages()
+        chat, texts, embeddings = self._pipeline.chat, self._pipeline.completions, self._embeddings.handle
+        metered, free = Access.METERED, Access.OPEN
+        metrics = Access.KEY if self._settings.metrics_auth else free
+        routes = [
+            Route("POST", "/v1/chat/completions", chat, "Answer a chat.", metered, ChatRequest, streams=True),
+            Route("POST", "/v1/completions", texts, "Go on with a text.", metered, CompletionRequest, streams=True),
+            Route("POST", "/v1/embeddings", embeddings, "Vectors of texts.", metered, EmbeddingRequest),
+            Route("POST", "/tokenize", tokens.tokenize, "Text or chat to token ids.", request=TokenizeRequest),
+            Route("POST", "/detokenize", tokens.detokenize, "Token ids to text.", request=DetokenizeRequest),
+            Route("GET", "/v1/models", models.every, "Models and aliases that are ready."),
+            Route("GET", "/v1/models/{model}", models.one, "One model."),
+            Route("GET", "/v1/models/{model}/ready", models.ready, "Whether a model can be used now."),
+            Route("GET", "/health", probes.health, "Whether this frontend is ready.", free),
+            Route("GET", "/live", probes.live, "Whether this process answers.", free),
+            Route("GET", "/metrics", probes.metrics, "Metrics.", metrics, response=METRICS_CONTENT_TYPE),
+            Route("GET", "/openapi.json", pages.document, "This document.", free),
+            Route("GET", "/docs", pages.page, "This document for people.", free, response="text/html"),
         ]
-        models = [model.name for model in self.models.ready()]
-        exchange.respond_json(
-            status,
-            {**report, "status": "healthy" if status == 200 else "unhealthy", "models": models, "instances": instances},
-        )
-
-    def _live(self, exchange: Exchange) -> None:
-        exchange.respond_json(200, {"status": "live"})
-
-    def _metrics(self, exchange: Exchange) -> None:
-        exchange.respond(200, render_metrics(self._runtime.metrics), METRICS_CONTENT_TYPE)
+        pages.describe(routes)
+        return routes
 
     def _discovery_state(self) -> str | None:
         if not self._runtime.instances.synced.is_set():
             return "discovery has not been read yet"
         return self.models.state()
-
-
-def _model_body(name: str, model: ServedModel) -> dict[str, Any]:
-    return {
-        "id": name,
-        "object": "model",
-        "created": model.created_unix_seconds,
-        "owned_by": model.card.backend or "dynamo",
-        "root": model.name,
-        "max_model_len": model.context_length_tokens,
-    }

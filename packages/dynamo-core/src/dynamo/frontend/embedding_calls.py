@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 
 from dynamo.errors import DynamoError, EngineError, Retry, StreamIncomplete
@@ -14,6 +13,7 @@ from dynamo.protocols.planes import RequestPlane
 from dynamo.protocols.routing import RouteRequest
 from dynamo.runtime.client import encode_request, stream_items
 from dynamo.runtime.context import Context
+from dynamo.runtime.server import closing
 
 __all__ = ["EmbeddingCalls"]
 
@@ -33,6 +33,7 @@ class EmbeddingCalls:
             DynamoError: the engine refuses it, or too many workers were lost.
         """
         failed: frozenset[int] = frozenset()
+        tries_left = self._migration_limit
         while True:
             route = RouteRequest(
                 request_id=request.request_id,
@@ -48,8 +49,10 @@ class EmbeddingCalls:
                 vector = await self._ask(candidate.record, request)
             except DynamoError as error:
                 candidate.failed(error, time.monotonic())
-                if len(failed) >= self._migration_limit or not _may_go_elsewhere(error, request):
+                if tries_left <= 0 or not _may_go_elsewhere(error, request):
                     raise
+                # Counted, since a lone worker is asked again although it has failed.
+                tries_left -= 1
                 failed |= {candidate.key.instance_id}
                 metrics.migrated()
             else:
@@ -59,13 +62,11 @@ class EmbeddingCalls:
                 candidate.ended()
 
     async def _ask(self, worker: InstanceRecord, request: PreprocessedRequest) -> bytes:
-        context = Context(
-            request.request_id, deadline_unix_seconds=request.deadline_unix_seconds, trace=request.trace
-        )
-        vector = None
+        context = Context(request.request_id, deadline_unix_seconds=request.deadline_unix_seconds, trace=request.trace)
+        vector: bytes | None = None
         items = stream_items(self._plane, worker, encode_request(request), context, LLMEngineOutput)
-        async with contextlib.aclosing(items) as outputs:
-            async for output in outputs:
+        async with closing(items):
+            async for output in items:
                 if output.finish_reason == "error":
                     raise EngineError("the engine reported an error")
                 vector = output.embedding or vector

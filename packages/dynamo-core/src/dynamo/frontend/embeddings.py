@@ -210,14 +210,14 @@ def _vector_body(packed: bytes, encoding_format: str) -> msgspec.Raw:
 def _check(request: EmbeddingRequest, max_inputs: int) -> None:
     if request.dimensions is not None:
         raise InvalidRequest("'dimensions' is not supported: vectors come as the model makes them", param="dimensions")
-    if isinstance(request.input, str):
-        return
-    if not request.input:
-        raise InvalidRequest("'input' must not be empty", param="input")
-    if len({type(part) for part in request.input}) > 1:
+    parts = [request.input] if isinstance(request.input, str) else request.input
+    if not parts or "" in parts:
+        raise InvalidRequest("'input' and its texts must not be empty", param="input")
+    if len({type(part) for part in parts}) > 1:
         raise InvalidRequest("'input' mixes texts and token ids", param="input")
-    if not isinstance(request.input[0], int) and len(request.input) > max_inputs:
-        raise InvalidRequest(f"'input' has {len(request.input)} inputs; at most {max_inputs} are allowed", param="input")
+    count = 1 if isinstance(parts[0], int) else len(parts)
+    if count > max_inputs:
+        raise InvalidRequest(f"'input' has {count} inputs; at most {max_inputs} are allowed", param="input")
 
 
 def _of_type(parts: Any, kind: type[Any]) -> list[Any]:

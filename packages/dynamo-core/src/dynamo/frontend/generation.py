@@ -106,6 +106,11 @@ class Generation:
         self._paused = False
         self._done = False
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the choice, if one did."""
+        return self._detokenizer.stopped
+
     def start(self) -> None:
         """Route and send.
 

@@ -125,7 +125,7 @@ class RequestMetrics:
             status, error_type = 499, "cancelled"
         budget = self._identity.budget
         if budget is not None and (self._tokens or status in (200, 499)):
-            budget.charge(self.prompt_tokens + self._tokens, time.time())
+            budget.charge(self.prompt_tokens + self._tokens)
         families.requests.labels(model, self._endpoint, self._kind, str(status), error_type).inc()
         families.duration.labels(model).observe(time.monotonic() - self._started)
         families.isl.labels(model).observe(self.prompt_tokens)

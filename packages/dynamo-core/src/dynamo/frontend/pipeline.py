@@ -1,23 +1,26 @@
-"""The life of one generating request: decode, check, template, tokenize, and hand over to an answer."""
+"""The life of one generating request: decode, check, template, tokenize, and hand over to an answer.
+
+Endpoints with request and answer formats of their own (responses, messages) translate theirs to a `ChatRequest` and
+come in at `Pipeline.begin_chat`.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-import uuid
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
-from dynamo.errors import DynamoError, InvalidRequest, Overloaded
-from dynamo.frontend.answers import Answer, AnswerFormat, StreamedAnswer, WholeAnswer
+from dynamo.errors import InvalidRequest
+from dynamo.frontend.answers import Answer, create_answer
 from dynamo.frontend.formats import ChatFormat, CompletionFormat
 from dynamo.frontend.generation import Generation, Services
-from dynamo.frontend.metrics import FrontendMetrics
+from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
 from dynamo.frontend.prompts import Prompt, Prompts, chat_prompts, completion_prompts
+from dynamo.frontend.refusals import Refusals, check_room, request_id
 from dynamo.frontend.requests import (
     ChatRequest,
     CommonParameters,
@@ -37,11 +40,24 @@ from dynamo.protocols.planes import RequestPlane
 from dynamo.runtime.http import Exchange
 from dynamo.runtime.tracing import Tracing, trace_context
 
-__all__ = ["Pipeline"]
+__all__ = ["ChatCall", "MakeAnswer", "Pipeline"]
 
 #: The detokenizer needs the end of the prompt to know whether the first token keeps its leading space.
 _PROMPT_TAIL_TOKENS = 16
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z")
+
+#: Makes the answer of a request whose prompts are known.
+MakeAnswer: TypeAlias = Callable[[ServedModel, list[Prompt], RequestMetrics], Answer]
+
+
+class ChatCall(msgspec.Struct):
+    """A chat, whatever endpoint it came in at."""
+
+    exchange: Exchange
+    endpoint: str
+    """For metrics and traces."""
+    id: str
+    request: ChatRequest
+    make_answer: MakeAnswer
 
 
 class _Job(msgspec.Struct):
@@ -53,7 +69,7 @@ class _Job(msgspec.Struct):
     request: CommonParameters
     model: ServedModel
     max_tokens: int | None
-    make_format: Callable[[list[Prompt]], AnswerFormat]
+    make_answer: MakeAnswer
     guided: GuidedDecoding | None = None
     prompt_logprobs: int | None = None
     make_parser: Callable[[Prompt], OutputParser | None] | None = None
@@ -79,18 +95,13 @@ class Pipeline:
 
     def chat(self, exchange: Exchange) -> None:
         """Route handler of chat completions."""
-        with _Refusals(self._metrics, exchange, "chat_completions"):
-            self._admit()
+        with Refusals(self._metrics, exchange, "chat_completions"):
+            check_room(self._metrics, self._settings.max_inflight_requests)
             request = decode_body(exchange.body, ChatRequest)
-            check_common(request, max_stop_strings=self._settings.max_stop_strings)
-            check_chat(request)
-            check_tools(request)
-            model = self._models.get(request.model)
-            answer_id = f"chatcmpl-{_request_id(exchange)}"
-            limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+            answer_id = f"chatcmpl-{request_id(exchange)}"
 
-            def make_format(prompts: list[Prompt]) -> AnswerFormat:  # noqa: ARG001
-                return ChatFormat(
+            def make_answer(model: ServedModel, prompts: list[Prompt], metrics: RequestMetrics) -> Answer:
+                chat_format = ChatFormat(
                     answer_id,
                     request.model,
                     int(time.time()),
@@ -98,25 +109,24 @@ class Pipeline:
                     include_usage=_include_usage(request),
                     logprobs=bool(request.logprobs),
                 )
+                choices = len(prompts) * (request.n or 1)
+                return create_answer(exchange, chat_format, metrics, stream=request.stream, choices=choices)
 
-            guided = guided_decoding(request, model.card.capabilities.guided)
-            job = _Job(exchange, "chat_completions", answer_id, request, model, limit, make_format, guided)
-            job.make_parser = lambda prompt: chat_parser(request, model, prompt.text)
-            self._begin(job, chat_prompts(request, model))
+            self.begin_chat(ChatCall(exchange, "chat_completions", answer_id, request, make_answer))
 
     def completions(self, exchange: Exchange) -> None:
         """Route handler of completions."""
-        with _Refusals(self._metrics, exchange, "completions"):
-            self._admit()
+        with Refusals(self._metrics, exchange, "completions"):
+            check_room(self._metrics, self._settings.max_inflight_requests)
             request = decode_body(exchange.body, CompletionRequest)
             check_common(request, max_stop_strings=self._settings.max_stop_strings)
             check_completion(request)
             model = self._models.get(request.model)
-            answer_id = f"cmpl-{_request_id(exchange)}"
+            answer_id = f"cmpl-{request_id(exchange)}"
 
-            def make_format(prompts: list[Prompt]) -> AnswerFormat:
+            def make_answer(model: ServedModel, prompts: list[Prompt], metrics: RequestMetrics) -> Answer:
                 echoes = [prompt.text if request.echo else "" for prompt in prompts for _ in range(request.n or 1)]
-                return CompletionFormat(
+                completion_format = CompletionFormat(
                     answer_id,
                     request.model,
                     int(time.time()),
@@ -125,24 +135,36 @@ class Pipeline:
                     logprobs=request.logprobs is not None,
                     echoes=echoes,
                 )
+                return create_answer(exchange, completion_format, metrics, stream=request.stream, choices=len(echoes))
 
-            job = _Job(exchange, "completions", answer_id, request, model, request.max_tokens, make_format)
+            job = _Job(exchange, "completions", answer_id, request, model, request.max_tokens, make_answer)
             if request.echo:
                 job.prompt_logprobs = request.logprobs
             self._begin(job, completion_prompts(request, model))
+
+    def begin_chat(self, call: ChatCall) -> None:
+        """Check a chat and start it; what goes wrong from here on is answered, or raised.
+
+        Raises:
+            InvalidRequest: a field is out of range; `param` is its name in chat completions.
+            ModelNotFound, NoInstances: the model cannot be used.
+        """
+        request = call.request
+        check_common(request, max_stop_strings=self._settings.max_stop_strings)
+        check_chat(request)
+        check_tools(request)
+        model = self._models.get(request.model)
+        limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+        guided = guided_decoding(request, model.card.capabilities.guided)
+        job = _Job(call.exchange, call.endpoint, call.id, request, model, limit, call.make_answer, guided)
+        job.make_parser = lambda prompt: chat_parser(request, model, prompt.text)
+        self._begin(job, chat_prompts(request, model))
 
     async def close(self) -> None:
         """Stop what is being prepared."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _admit(self) -> None:
-        """Refuse before anything is read when too much is open already."""
-        if self._metrics.open_requests >= self._settings.max_inflight_requests:
-            raise Overloaded(
-                f"this frontend has {self._metrics.open_requests} open requests, its limit", retry_after_seconds=1
-            )
 
     def _begin(self, job: _Job, prompts: Prompts) -> None:
         if isinstance(prompts, list):
@@ -153,7 +175,7 @@ class Pipeline:
         task.add_done_callback(self._tasks.discard)
 
     async def _start_later(self, job: _Job, prompts: Coroutine[Any, Any, list[Prompt]]) -> None:
-        with _Refusals(self._metrics, job.exchange, job.endpoint):
+        with Refusals(self._metrics, job.exchange, job.endpoint):
             ready = await prompts
             if not job.exchange.disconnected:
                 self._start(job, ready)
@@ -175,12 +197,7 @@ class Pipeline:
         )
         metrics = self._metrics.begin(model.name, job.endpoint, job.id, span, stream=request.stream)
         metrics.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-        answer_format = job.make_format(prompts)
-        answer: Answer
-        if request.stream:
-            answer = StreamedAnswer(job.exchange, answer_format, metrics)
-        else:
-            answer = WholeAnswer(job.exchange, answer_format, metrics, total)
+        answer = job.make_answer(model, prompts, metrics)
         stops = stop_strings(request)
         generations = []
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
@@ -219,25 +236,6 @@ class Pipeline:
         )
 
 
-class _Refusals:
-    """Answers a request with the error that its preparation raised."""
-
-    def __init__(self, metrics: FrontendMetrics, exchange: Exchange, endpoint: str) -> None:
-        self._metrics = metrics
-        self._exchange = exchange
-        self._endpoint = endpoint
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        if not isinstance(error, DynamoError):
-            return False
-        self._metrics.refused(self._endpoint, error.code, error.http_status)
-        self._exchange.respond_error(error)
-        return True
-
-
 def _token_limit(prompt: Prompt, wanted: int | None, context_length: int) -> int:
     """Tokens that this prompt may be answered with: what the client wants, bounded by the context."""
     length = len(prompt.token_ids)
@@ -262,10 +260,3 @@ def _sampling(job: _Job, index: int) -> SamplingOptions:
 
 def _include_usage(request: CommonParameters) -> bool:
     return request.stream_options is not None and request.stream_options.include_usage
-
-
-def _request_id(exchange: Exchange) -> str:
-    """The client's ``x-request-id`` with something unique behind it, or only that."""
-    unique = uuid.uuid4().hex
-    given = exchange.headers.get("x-request-id", "")
-    return f"{given}-{unique[:8]}" if _REQUEST_ID.match(given) else unique

@@ -22,10 +22,12 @@ __all__ = [
     "check_chat",
     "check_common",
     "check_completion",
+    "check_range",
+    "check_stop",
     "decode_body",
 ]
 
-R = TypeVar("R", bound="CommonParameters")
+R = TypeVar("R", bound=msgspec.Struct)
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 STOP_STRING_LIMIT_CHARACTERS = 1024
@@ -113,18 +115,18 @@ def check_common(request: CommonParameters, *, max_stop_strings: int) -> None:
     Raises:
         InvalidRequest: a value is out of range; `param` names it.
     """
-    _within("temperature", request.temperature, 0, 2)
-    _within("top_p", request.top_p, 0, 1, open_low=True)
-    _within("min_p", request.min_p, 0, 1)
-    _within("frequency_penalty", request.frequency_penalty, -2, 2)
-    _within("presence_penalty", request.presence_penalty, -2, 2)
-    _within("repetition_penalty", request.repetition_penalty, 0, 10, open_low=True)
-    _within("n", request.n, 1, math.inf)
-    _within("max_tokens", request.max_tokens, 1, math.inf)
-    _within("min_tokens", request.min_tokens, 0, math.inf)
-    _within("top_k", request.top_k, -1, math.inf)
-    _within("seed", request.seed, -(2**63), 2**63 - 1)
-    _check_stop(request.stop, max_stop_strings)
+    check_range("temperature", request.temperature, 0, 2)
+    check_range("top_p", request.top_p, 0, 1, open_low=True)
+    check_range("min_p", request.min_p, 0, 1)
+    check_range("frequency_penalty", request.frequency_penalty, -2, 2)
+    check_range("presence_penalty", request.presence_penalty, -2, 2)
+    check_range("repetition_penalty", request.repetition_penalty, 0, 10, open_low=True)
+    check_range("n", request.n, 1, math.inf)
+    check_range("max_tokens", request.max_tokens, 1, math.inf)
+    check_range("min_tokens", request.min_tokens, 0, math.inf)
+    check_range("top_k", request.top_k, -1, math.inf)
+    check_range("seed", request.seed, -(2**63), 2**63 - 1)
+    check_stop(request.stop, max_stop_strings)
     _check_logit_bias(request.logit_bias)
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true", param="stream_options")
@@ -140,8 +142,8 @@ def check_chat(request: ChatRequest) -> None:
         raise InvalidRequest("'messages' must have at least one message", param="messages")
     for index, message in enumerate(request.messages):
         _check_message(index, message)
-    _within("max_completion_tokens", request.max_completion_tokens, 1, math.inf)
-    _within("top_logprobs", request.top_logprobs, 0, 20)
+    check_range("max_completion_tokens", request.max_completion_tokens, 1, math.inf)
+    check_range("top_logprobs", request.top_logprobs, 0, 20)
     if request.top_logprobs is not None and not request.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true", param="top_logprobs")
 
@@ -156,7 +158,7 @@ def check_completion(request: CompletionRequest) -> None:
         raise InvalidRequest("'suffix' is not supported", param="suffix")
     if request.best_of is not None and request.best_of != (request.n or 1):
         raise InvalidRequest("'best_of' is not supported; use 'n'", param="best_of")
-    _within("logprobs", request.logprobs, 0, 20)
+    check_range("logprobs", request.logprobs, 0, 20)
     if len(request.prompt) == 0:
         raise InvalidRequest("'prompt' must not be empty", param="prompt")
     if len({type(part) for part in request.prompt}) > 1:
@@ -179,17 +181,22 @@ def _check_message(index: int, message: dict[str, Any]) -> None:
         )
 
 
-def _check_stop(stop: str | list[str] | None, most: int) -> None:
+def check_stop(stop: str | list[str] | None, most: int, param: str = "stop") -> None:
+    """Check stop strings.
+
+    Raises:
+        InvalidRequest: they are more than `most`, or one is empty or too long.
+    """
     strings = [stop] if isinstance(stop, str) else stop or []
     if len(strings) > most:
-        raise InvalidRequest(f"'stop' has {len(strings)} strings; at most {most} are allowed", param="stop")
+        raise InvalidRequest(f"'{param}' has {len(strings)} strings; at most {most} are allowed", param=param)
     for index, text in enumerate(strings):
         if not text:
-            raise InvalidRequest("a stop string must not be empty", param=f"stop[{index}]")
+            raise InvalidRequest("a stop string must not be empty", param=f"{param}[{index}]")
         if len(text) > STOP_STRING_LIMIT_CHARACTERS:
             raise InvalidRequest(
                 f"a stop string may have {STOP_STRING_LIMIT_CHARACTERS} characters, this one has {len(text)}",
-                param=f"stop[{index}]",
+                param=f"{param}[{index}]",
             )
 
 
@@ -197,10 +204,15 @@ def _check_logit_bias(bias: dict[str, float] | None) -> None:
     for token, value in (bias or {}).items():
         if not token.isascii() or not token.isdigit():
             raise InvalidRequest(f"'logit_bias' key {token!r} is not a token id", param="logit_bias")
-        _within(f"logit_bias.{token}", value, -100, 100)
+        check_range(f"logit_bias.{token}", value, -100, 100)
 
 
-def _within(param: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:
+def check_range(param: str, value: float | None, low: float, high: float, *, open_low: bool = False) -> None:
+    """Check one value; None passes.
+
+    Raises:
+        InvalidRequest: it is below `low` (or equal with `open_low`), above `high`, or not a number.
+    """
     if value is None:
         return
     # Written so that NaN, which compares false to everything, is refused.

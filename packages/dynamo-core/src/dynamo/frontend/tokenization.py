@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,6 +20,8 @@ from dynamo.frontend.token_inputs import checked_ids, encode_texts
 from dynamo.runtime.http import Exchange
 
 __all__ = ["DetokenizeRequest", "Tokenization", "TokenizeRequest"]
+
+T = TypeVar("T")
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
@@ -94,16 +96,19 @@ class Tokenization:
         task.add_done_callback(self._tasks.discard)
 
     async def _tokenize(self, exchange: Exchange, request: TokenizeRequest, model: ServedModel) -> None:
-        ids = (await _ids(request, model)).tolist()
-        exchange.respond_json(
-            200,
-            {
-                "tokens": ids,
-                "count": len(ids),
+        ids = await _ids(request, model)
+
+        def body() -> dict[str, Any]:
+            tokens = ids.tolist()
+            text = model.text.tokenizer.token_text
+            return {
+                "tokens": tokens,
+                "count": len(tokens),
                 "max_model_len": model.context_length_tokens,
-                "token_strs": [model.text.tokenizer.token_text(i) for i in ids] if request.return_token_strs else None,
-            },
-        )
+                "token_strs": [text(token) for token in tokens] if request.return_token_strs else None,
+            }
+
+        exchange.respond_json(200, await _beside_when_long(ids, body))
 
 
 async def _ids(request: TokenizeRequest, model: ServedModel) -> npt.NDArray[np.uint32]:
@@ -129,9 +134,14 @@ async def _detokenize(
     def decode() -> str:
         return model.text.tokenizer.decode(ids.tolist(), skip_special_tokens=request.skip_special_tokens)
 
-    text = decode() if len(ids) <= INLINE_TEXT_CHARACTERS else await asyncio.to_thread(decode)
+    text = await _beside_when_long(ids, decode)
     # `prompt` is vLLM's name for it, `text` SGLang's.
     exchange.respond_json(200, {"prompt": text, "text": text})
+
+
+async def _beside_when_long(ids: npt.NDArray[np.uint32], work: Callable[[], T]) -> T:
+    """``work()``, off the event loop when there are many ids to look at."""
+    return work() if len(ids) <= INLINE_TEXT_CHARACTERS else await asyncio.to_thread(work)
 
 
 def _check(request: TokenizeRequest) -> None:

@@ -13,12 +13,58 @@ if TYPE_CHECKING:
     from dynamo.protocols.discovery import Discovery
     from dynamo.protocols.engine import EngineFactory
     from dynamo.protocols.event_plane import EventPlane, EventPlaneOptions
+    from dynamo.protocols.parsing import ReasoningOptions, ReasoningParser, ToolCallOptions, ToolCallParser
     from dynamo.protocols.planes import PlaneOptions, RequestPlane
     from dynamo.protocols.registry import Registry
     from dynamo.protocols.routing import WorkerFilter, WorkerPicker, WorkerScorer
     from dynamo.protocols.scheduling import Scheduler
 
 DYNAMO_PLUGIN_API = "1.0"
+
+#: (names, target, summary): the project's name first, then what vLLM, SGLang and users' manifests call the same format.
+_TOOL_CALL_PARSERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (
+        ("hermes", "qwen", "qwen25", "qwen3"),
+        "json_blocks:Hermes",
+        "Nous Hermes, Qwen 2.5 and 3: JSON in tool_call tags",
+    ),
+    (("llama3_json", "llama3", "llama4_json"), "llama:Llama3Json", "Llama 3 and 4: JSON, bare or behind python_tag"),
+    (("mistral",), "mistral:Mistral", "Mistral, before and after tokenizer v11"),
+    (("pythonic", "llama4_pythonic"), "pythonic:Pythonic", "Llama 3.2 and 4, ToolACE: a list of Python calls"),
+    (
+        ("qwen3_coder", "qwen3_xml", "nemotron_nano"),
+        "qwen3_coder:Qwen3Coder",
+        "Qwen3-Coder, Qwen3.5: function and parameter tags",
+    ),
+    (("deepseek_v3", "deepseekv3"), "deepseek:DeepSeekV3", "DeepSeek-V3 and R1"),
+    (("deepseek_v3_1", "deepseek_v31", "deepseekv31"), "deepseek:DeepSeekV3", "DeepSeek-V3.1"),
+    (("kimi_k2", "kimi_k25"), "kimi:KimiK2", "Kimi K2; keeps the ids of the model"),
+    (("glm45", "glm47"), "glm45:Glm45", "GLM-4.5 to 4.7: arg_key and arg_value tags"),
+    (("harmony", "gpt_oss", "gpt-oss", "openai"), "harmony:Harmony", "gpt-oss; separates reasoning too"),
+    (("nemotron_deci",), "json_blocks:NemotronDeci", "Llama-Nemotron: JSON in TOOLCALL tags"),
+    (("jamba",), "json_blocks:Jamba", "Jamba: JSON in tool_calls tags"),
+    (("phi4", "phi4_mini_json"), "json_blocks:Phi4", "Phi-4-mini: JSON behind functools"),
+    (("granite",), "json_blocks:Granite", "Granite 3: JSON behind a marker"),
+    (("guided_json",), "guided:GuidedCalls", "calls forced by a JSON schema: tool_choice required or named"),
+)
+_REASONING_PARSERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
+    (
+        ("basic", "qwen3", "glm45", "glm47", "deepseek_v3", "deepseek-v3", "deepseek_v3_1", "deepseek_v31"),
+        "reasoning:BasicReasoning",
+        "think tags, opened by the model or the prompt",
+    ),
+    (("nemotron_deci",), "reasoning:BasicReasoning", "think tags, opened by the model or the prompt"),
+    (
+        ("deepseek_r1", "deepseek-r1", "qwen3-thinking", "step3", "minimax_m2", "nemotron_nano"),
+        "reasoning:DeepSeekR1Reasoning",
+        "think tags; the text begins within",
+    ),
+    (("gpt_oss", "gpt-oss", "openai_gptoss"), "harmony:GptOssReasoning", "analysis channel of gpt-oss"),
+    (("granite",), "reasoning:GraniteReasoning", "Granite 3.2: two phrases"),
+    (("kimi_k2", "kimi", "kimi_k25"), "reasoning:KimiReasoning", "think tags, old and new; a tool call ends them"),
+    (("mistral",), "reasoning:MistralReasoning", "Magistral"),
+    (("seed_oss",), "reasoning:SeedReasoning", "Seed-OSS"),
+)
 
 
 @hookimpl
@@ -95,6 +141,20 @@ def dynamo_register_event_planes(planes: Registry[Callable[[EventPlaneOptions], 
 def dynamo_register_schedulers(schedulers: Registry[Callable[[Path], Scheduler]]) -> None:
     """Processes of this machine."""
     schedulers.register("local", "dynamo.serve.scheduler:LocalScheduler", summary="processes on this machine")
+
+
+@hookimpl
+def dynamo_register_parsers(
+    tool_calls: Registry[Callable[[ToolCallOptions], ToolCallParser]],
+    reasoning: Registry[Callable[[ReasoningOptions], ReasoningParser]],
+) -> None:
+    """The formats of the common open models."""
+    for names, target, summary in _TOOL_CALL_PARSERS:
+        for name in names:
+            tool_calls.register(name, f"dynamo.parsers.{target}", summary=summary)
+    for names, target, summary in _REASONING_PARSERS:
+        for name in names:
+            reasoning.register(name, f"dynamo.parsers.{target}", summary=summary)
 
 
 @hookimpl

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dynamo.protocols.discovery import Discovery
     from dynamo.protocols.engine import EngineFactory
     from dynamo.protocols.event_plane import EventPlane, EventPlaneOptions
+    from dynamo.protocols.parsing import ReasoningOptions, ReasoningParser, ToolCallOptions, ToolCallParser
     from dynamo.protocols.planes import PlaneOptions, RequestPlane
     from dynamo.protocols.routing import WorkerFilter, WorkerPicker, WorkerScorer
     from dynamo.protocols.scheduling import Scheduler
@@ -93,6 +94,12 @@ class Plugins:
         default_factory=lambda: NamedRegistry("event plane")
     )
     schedulers: NamedRegistry[Callable[[Path], Scheduler]] = field(default_factory=lambda: NamedRegistry("scheduler"))
+    tool_call_parsers: NamedRegistry[Callable[[ToolCallOptions], ToolCallParser]] = field(
+        default_factory=lambda: NamedRegistry("tool-call parser")
+    )
+    reasoning_parsers: NamedRegistry[Callable[[ReasoningOptions], ReasoningParser]] = field(
+        default_factory=lambda: NamedRegistry("reasoning parser")
+    )
     commands: dict[str, CommandEntry] = field(default_factory=dict)
     reports: list[PluginReport] = field(default_factory=list)
 
@@ -107,6 +114,8 @@ class Plugins:
             self.request_planes,
             self.event_planes,
             self.schedulers,
+            self.tool_call_parsers,
+            self.reasoning_parsers,
         ]
 
     def hook_arguments(self, distribution: str) -> dict[str, dict[str, object]]:
@@ -126,6 +135,10 @@ class Plugins:
             "dynamo_register_request_planes": {"planes": own(self.request_planes)},
             "dynamo_register_event_planes": {"planes": own(self.event_planes)},
             "dynamo_register_schedulers": {"schedulers": own(self.schedulers)},
+            "dynamo_register_parsers": {
+                "tool_calls": own(self.tool_call_parsers),
+                "reasoning": own(self.reasoning_parsers),
+            },
             "dynamo_register_commands": {"group": _OwnedCommands(self, distribution)},
         }
 
@@ -202,9 +215,9 @@ def plugins() -> Plugins:
 
 
 def _hookspec_modules() -> list[ModuleType]:
-    from dynamo.hookspecs import cli, discovery, engine, planes, router, scheduler
+    from dynamo.hookspecs import cli, discovery, engine, parsers, planes, router, scheduler
 
-    return [engine, router, discovery, planes, scheduler, cli]
+    return [engine, router, discovery, planes, scheduler, parsers, cli]
 
 
 def _builtin() -> PluginSource:

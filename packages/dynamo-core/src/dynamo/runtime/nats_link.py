@@ -139,7 +139,7 @@ class NatsLink:
         if self._client is not None:
             with contextlib.suppress(*client_errors()):  # the next connection subscribes anew
                 await self._subscribe(self._client, subject, receive)
-                await self._client.flush(self._flush_seconds)
+                await self._settle(self._client)
 
     def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Send when the socket takes it. `payload` is at most `max_payload` long."""
@@ -241,7 +241,7 @@ class NatsLink:
                 await self._subscribe(client, subject, receive)
             # Nothing is awaited since the last look at the list: from here on `subscribe` itself tells the server.
             self._client = client
-            await client.flush(self._flush_seconds)
+            await self._settle(client)
             self.max_payload = client.max_payload
             self._note_connected()
             sender = asyncio.get_running_loop().create_task(self._send(client, lost))
@@ -285,6 +285,12 @@ class NatsLink:
             receive(message)
 
         await client.subscribe(subject, cb=deliver)
+
+    async def _settle(self, client: Client) -> None:
+        """Wait until the server knows the subscriptions."""
+        # The library's ping overtakes what it has buffered: only a second one comes after the subscription.
+        for _ in range(2):
+            await client.flush(self._flush_seconds)
 
     async def _discard(self, client: Client) -> None:
         with contextlib.suppress(*client_errors()):

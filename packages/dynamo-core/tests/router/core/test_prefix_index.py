@@ -8,12 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamo.protocols.addressing import InstanceId, WorkerKey
 from dynamo.router.core.prefix_index import PrefixIndex
-
-
-def worker(number, rank=0):
-    return WorkerKey(InstanceId(number), rank)
 
 
 class Model:
@@ -69,7 +64,7 @@ def chains(rng, count, depth):
 def test_random_events_agree_with_the_model(seed):
     rng = random.Random(seed)
     tree = chains(rng, 12, 10)
-    keys = [worker(n) for n in range(4)]
+    keys = range(4)
     index, model = PrefixIndex(), Model()
     for _ in range(120):
         key, chain = rng.choice(keys), rng.choice(tree)
@@ -84,11 +79,8 @@ def test_random_events_agree_with_the_model(seed):
             gone = rng.sample(chain, rng.randint(1, min(3, len(chain))))
             index.remove(key, gone)
             model.remove(key, gone)
-        elif kind < 0.97:
-            index.clear(key)
-            model.stored[key] = set()
         else:
-            index.remove_worker(key)
+            index.clear(key)
             model.stored.pop(key, None)
         probe = rng.choice(tree)
         assert index.match(probe) == model.match(probe)
@@ -101,50 +93,94 @@ def test_random_events_agree_with_the_model(seed):
 def test_a_hole_hides_what_hangs_below_and_filling_it_shows_it_again():
     """With block 10 of 100 gone, a worker holds ten blocks of the prefix, not a hundred."""
     index, chain = PrefixIndex(), list(range(1, 101))
-    index.store(worker(1), chain)
-    index.remove(worker(1), [chain[10]])
-    assert index.match(chain) == {worker(1): 10}
-    index.store(worker(1), [chain[10]], chain[9])
-    assert index.match(chain) == {worker(1): 100}
+    index.store(1, chain)
+    index.remove(1, [chain[10]])
+    assert index.match(chain) == {1: 10}
+    index.store(1, [chain[10]], chain[9])
+    assert index.match(chain) == {1: 100}
 
 
 def test_a_block_of_an_unknown_parent_waits_for_it():
     index = PrefixIndex()
-    index.store(worker(1), [3, 4], 2)
+    index.store(1, [3, 4], 2)
     assert index.match([1, 2, 3, 4]) == {}
-    index.store(worker(1), [1, 2])
-    assert index.match([1, 2, 3, 4]) == {worker(1): 4}
+    index.store(1, [1, 2])
+    assert index.match([1, 2, 3, 4]) == {1: 4}
 
 
-def test_workers_and_ranks_are_told_apart():
+def test_workers_hold_different_lengths_of_one_prefix():
     index, chain = PrefixIndex(), list(range(1, 9))
-    index.store(worker(1, 0), chain)
-    index.store(worker(1, 1), chain[:3])
-    index.store(worker(2), chain[:5])
-    assert index.match(chain) == {worker(1, 0): 8, worker(1, 1): 3, worker(2): 5}
+    index.store(0, chain)
+    index.store(600, chain[:3])
+    index.store(2, chain[:5])
+    assert index.match(chain) == {0: 8, 600: 3, 2: 5}
+    assert index.match(chain[:4]) == {0: 4, 600: 3, 2: 4}
+    assert index.match([*chain, 99]) == {0: 8, 600: 3, 2: 5}
     assert index.match([99]) == {}
     assert index.match([]) == {}
 
 
 def test_unknown_removals_are_counted_and_harmless():
     index = PrefixIndex()
-    assert index.remove(worker(1), [1, 2]) == 2
-    index.store(worker(1), [1, 2, 3])
-    assert index.remove(worker(2), [1]) == 1
-    assert index.remove(worker(1), [3, 77]) == 1
-    assert index.match([1, 2, 3]) == {worker(1): 2}
+    assert index.remove(1, [1, 2]) == 2
+    index.store(1, [1, 2, 3])
+    assert index.remove(2, [1]) == 1
+    assert index.remove(1, [3, 77]) == 1
+    assert index.match([1, 2, 3]) == {1: 2}
 
 
-def test_a_removed_worker_leaves_nothing_and_its_place_is_used_again():
-    index = PrefixIndex()
+def test_a_cleared_worker_leaves_nothing_of_its_own():
+    index, shared = PrefixIndex(), [1, 2, 3]
     for number in range(200):
-        index.store(worker(number), [number * 10 + n for n in range(1, 4)])
-        index.remove_worker(worker(number))
+        index.store(number, [*shared, 1000 + number])
+        index.store(number, [77], 76)
+    for number in range(1, 200):
+        index.clear(number)
+        assert index.blocks_of(number) == index.hidden_blocks_of(number) == 0
+    assert len(index) == 4
+    assert index.match([*shared, 1000]) == {0: 4}
+    index.clear(0)
     assert len(index) == 0
-    assert index.workers() == []
-    index.store(worker(7), [1])
-    index.store(worker(8), [1])
-    assert index.match([1]) == {worker(7): 1, worker(8): 1}
+    assert index.match(shared) == {}
+
+
+def test_a_hash_under_another_parent_is_refused_and_changes_nothing():
+    """Sequence hashes name what is before them, so this is a lie or a broken worker."""
+    index = PrefixIndex()
+    index.store(0, [1, 2, 3])
+    index.store(1, [9, 2, 3])
+    assert index.conflicts == 2
+    index.store(1, [3], 9)
+    index.store(1, [1, 1, 2])
+    assert index.match([1, 2, 3]) == {0: 3, 1: 1}
+    assert index.match([9]) == {1: 1}
+
+
+def test_blocks_said_twice_count_once():
+    index = PrefixIndex()
+    index.store(0, [1, 2, 2, 3])
+    index.store(0, [1, 2, 3])
+    assert index.blocks_of(0) == 3
+    assert index.remove(0, [3, 2, 1]) == 0
+    assert len(index) == index.blocks_of(0) == 0
+
+
+def test_hidden_blocks_are_bounded():
+    index = PrefixIndex()
+    index.store(0, list(range(2, 100_000)), 1)
+    assert index.hidden_blocks_of(0) == 1 << 16
+    assert len(index) == 0
+
+
+def test_what_was_stored_again_is_evicted_last():
+    index = PrefixIndex(max_blocks=320)
+    old = list(range(1, 11))
+    index.store(0, old)
+    for number in range(1, 100):
+        index.store(0, old)
+        index.store(0, list(range(number * 1000, number * 1000 + 10)))
+    assert index.match(old) == {0: 10}
+    assert index.match([1000]) == {}
 
 
 @pytest.mark.parametrize("limit", [10, 100])
@@ -153,7 +189,7 @@ def test_memory_is_bounded_and_what_is_left_is_true(limit):
     index, model = PrefixIndex(max_blocks=limit), Model()
     tree = chains(rng, 300, 12)
     for chain in tree:
-        key = worker(rng.randrange(3))
+        key = rng.randrange(3)
         index.store(key, chain)
         model.store(key, chain, None)
         assert len(index) <= limit

@@ -61,11 +61,10 @@ class Security:
         identity = identities[table.find(credential(exchange.headers)).name]
         budget = identity.budget
         if metered and budget is not None:
-            now = self._clock()
             try:
-                budget.admit(now)
+                budget.admit()
             finally:
-                exchange.extra_head += budget.headers(now)
+                exchange.extra_head += budget.headers()
         return identity
 
     def guard(self, handler: RouteHandler, *, metered: bool) -> RouteHandler:
@@ -94,7 +93,9 @@ class Security:
 
     def _identity(self, key: ApiKey) -> Identity:
         limited = key.requests_per_minute is not None or key.tokens_per_minute is not None
-        budget = Budget(key.name, key.requests_per_minute, key.tokens_per_minute, self._windows) if limited else None
+        if not limited:
+            return Identity(key.name, key.models)
+        budget = Budget(key.name, key.requests_per_minute, key.tokens_per_minute, self._windows, self._clock)
         return Identity(key.name, key.models, budget)
 
 

@@ -6,6 +6,8 @@ a key that has tokens left is admitted, and may go beyond its limit by what its 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from dynamo.errors import RateLimited
 from dynamo.frontend.security.windows import WindowStore
 
@@ -18,7 +20,7 @@ _SLICES = 64
 
 
 class Meter:
-    """One limited quantity of one key, as this process counts it. `now` is Unix time in seconds everywhere."""
+    """One limited quantity of one key, as this process counts it. `now` is Unix time in seconds."""
 
     __slots__ = ("_counter", "_dry", "_leased", "_number", "_slice", "_store", "_unleased", "limit")
 
@@ -35,11 +37,9 @@ class Meter:
 
     def available(self, now: float) -> bool:
         """Whether anything is left; leases the next slice when this process has none."""
-        number = int(now // WINDOW_SECONDS)
-        if number != self._number:
-            self._number, self._leased, self._unleased, self._dry = number, 0, self.limit, False
+        self._enter_window(now)
         if self._leased <= 0 and not self._dry:
-            self._leased, self._unleased = self._store.lease(self._counter, number, self._slice, self.limit)
+            self._leased, self._unleased = self._store.lease(self._counter, self._number, self._slice, self.limit)
             self._dry = self._leased == 0
         return self._leased > 0
 
@@ -52,28 +52,45 @@ class Meter:
             self._unleased = max(0, self._unleased + self._leased)
             self._leased = 0
 
-    def remaining(self) -> int:
+    def remaining(self, now: float) -> int:
         """Left in this window, as far as this process knows."""
+        self._enter_window(now)
         return self._leased + self._unleased
+
+    def _enter_window(self, now: float) -> None:
+        number = int(now // WINDOW_SECONDS)
+        if number != self._number:
+            self._number, self._leased, self._unleased, self._dry = number, 0, self.limit, False
 
 
 class Budget:
-    """The limits of one key."""
+    """The limits of one key.
 
-    __slots__ = ("_requests", "_tokens", "name")
+    Args:
+        name: of the key.
+        requests: per minute; None is unlimited.
+        tokens: per minute; None is unlimited.
+        store: where they are counted.
+        clock: Unix time in seconds.
+    """
 
-    def __init__(self, name: str, requests: int | None, tokens: int | None, store: WindowStore) -> None:
-        """`requests` and `tokens` are per minute; None is unlimited."""
+    __slots__ = ("_clock", "_requests", "_tokens", "name")
+
+    def __init__(
+        self, name: str, requests: int | None, tokens: int | None, store: WindowStore, clock: Callable[[], float]
+    ) -> None:
         self.name = name
         self._requests = None if requests is None else Meter(f"{name}/requests", requests, store)
         self._tokens = None if tokens is None else Meter(f"{name}/tokens", tokens, store)
+        self._clock = clock
 
-    def admit(self, now: float) -> None:
+    def admit(self) -> None:
         """Pay for one request.
 
         Raises:
             RateLimited: a limit of this window is used up.
         """
+        now = self._clock()
         if self._tokens is not None and not self._tokens.available(now):
             raise _refusal(self.name, "tokens", self._tokens.limit, now)
         if self._requests is not None:
@@ -81,23 +98,21 @@ class Budget:
                 raise _refusal(self.name, "requests", self._requests.limit, now)
             self._requests.spend(1, now)
 
-    def charge(self, tokens: int, now: float) -> None:
+    def charge(self, tokens: int) -> None:
         """Pay for the tokens of a request, prompt and answer together."""
         if self._tokens is not None:
-            self._tokens.spend(tokens, now)
+            self._tokens.spend(tokens, self._clock())
 
-    def headers(self, now: float) -> bytes:
+    def headers(self) -> bytes:
         """OpenAI's ``x-ratelimit-*`` header lines."""
-        lines = b""
-        reset = _seconds_left(now)
-        for kind, meter in ((b"requests", self._requests), (b"tokens", self._tokens)):
+        now = self._clock()
+        lines = ""
+        for kind, meter in (("requests", self._requests), ("tokens", self._tokens)):
             if meter is not None:
-                lines += b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %ds\r\n" % (
-                    *(kind, meter.limit),
-                    *(kind, meter.remaining()),
-                    *(kind, reset),
-                )
-        return lines
+                lines += f"x-ratelimit-limit-{kind}: {meter.limit}\r\n"
+                lines += f"x-ratelimit-remaining-{kind}: {meter.remaining(now)}\r\n"
+                lines += f"x-ratelimit-reset-{kind}: {_seconds_left(now)}s\r\n"
+        return lines.encode()
 
 
 def _seconds_left(now: float) -> int:

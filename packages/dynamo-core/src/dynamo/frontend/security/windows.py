@@ -22,6 +22,8 @@ _BUSY_SECONDS = 0.05
 _SCHEMA = """CREATE TABLE IF NOT EXISTS windows (
     counter TEXT NOT NULL, number INTEGER NOT NULL, used INTEGER NOT NULL, PRIMARY KEY (counter, number)
 ) WITHOUT ROWID"""
+_ADD = """INSERT INTO windows VALUES (?, ?, ?)
+    ON CONFLICT (counter, number) DO UPDATE SET used = used + excluded.used"""
 
 
 class WindowStore(Protocol):
@@ -127,10 +129,7 @@ class SqliteWindows:
         return int(row[0])
 
     def _add(self, counter: str, number: int, amount: int) -> None:
-        statement = (
-            "INSERT INTO windows VALUES (?, ?, ?) ON CONFLICT (counter, number) DO UPDATE SET used = used + excluded.used"
-        )
-        self._database.execute(statement, (counter, number, amount))
+        self._database.execute(_ADD, (counter, number, amount))
 
     def _count_alone(self, error: sqlite3.Error) -> None:
         if not self._failing:

@@ -1,284 +1,331 @@
-"""Who holds which prefix: a flat map from sequence hash to a set of workers, searched by galloping.
+"""Who holds which prefix: a flat map from sequence hash to a set of workers, searched by bisection.
 
 A sequence hash names a block *and* everything before it, so the longest cached prefix of a prompt is the last of
 its hashes that a worker has, provided that each worker's set is **prefix-closed**: a block shows only while its
 parent does. Then, along a prompt, the sets only shrink, and where they change can be found by bisection: a prompt of
 n blocks with k different sets costs O(k log n) look-ups in place of n.
 
-Engines evict leaves first, so a block that goes while its children stay is rare. Those children are kept aside as
-*hidden* blocks of that worker, and show again when their parent comes back.
+Blocks that were stored one after the other and that the same workers hold share one *run*: the map leads from each of
+their hashes to it, and the set of workers is kept once. A run is cut where the sets begin to differ.
 
-The map holds one list per distinct block: ``[workers, parent, children]``. `workers` is a bit set, one bit per
-:class:`~dynamo.protocols.addressing.WorkerKey`; `children` is None, one hash, or a set of them.
+Engines evict leaves first, so a block that goes while its children stay is rare. Those children are kept aside as
+hidden blocks of that worker, and show again when their parent comes back.
+
+A worker is a small number here (`dynamo.router.slots`): its place in the bit sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, TypeAlias
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator
 
-from dynamo.protocols.addressing import WorkerKey
+from dynamo.router.core.hidden_blocks import HiddenBlocks
 
 __all__ = ["PrefixIndex"]
 
-#: workers, parent, children: a list and not an object, because a prompt of 100k tokens makes thousands of them.
-_Node: TypeAlias = "list[Any]"
-_WORKERS, _PARENT, _CHILDREN = 0, 1, 2
+#: Longer runs would make cutting them slow: what is behind the cut is entered again.
+_LONGEST_RUN_BLOCKS = 32
+#: Hidden blocks that are kept of one worker.
+_HIDDEN_BLOCKS = 1 << 16
+#: Sets of workers whose members are remembered; few different ones occur at a time.
+_REMEMBERED_SETS = 4096
+#: When full, this part of the index is evicted at once: choosing what to evict looks at every run.
+_EVICTED_PART = 16
+
+
+class _Run:
+    """Consecutive blocks with one set of workers. `parent` is the block before the first."""
+
+    __slots__ = ("hashes", "parent", "stored", "workers")
+
+    def __init__(self, workers: int, parent: int | None, hashes: list[int], stored: int) -> None:
+        self.workers = workers
+        self.parent = parent
+        self.hashes = hashes
+        self.stored = stored
 
 
 class PrefixIndex:
     """Blocks of one model and block size.
 
-    With `max_blocks`, storing beyond it evicts the blocks that were stored first and have no children; the index then
+    With `max_blocks`, storing beyond it evicts what was stored longest ago, from the ends of prefixes; the index then
     says less than the workers hold, never more.
     """
 
     def __init__(self, max_blocks: int | None = None) -> None:
-        self._nodes: dict[int, _Node] = {}
-        self._max_blocks = max_blocks
-        self._bits: dict[WorkerKey, int] = {}
-        self._keys: dict[int, WorkerKey] = {}
-        self._free_bits: list[int] = []
-        self._hidden: dict[int, dict[int, int | None]] = {}
+        self._runs: dict[int, _Run] = {}
+        self._below: dict[int | None, set[_Run]] = {}
+        self._hidden: dict[int, HiddenBlocks] = {}
         self._counts: dict[int, int] = {}
+        self._members: dict[int, tuple[int, ...]] = {}
+        self._max_blocks = max_blocks
+        self._clock = 0
         self.evicted_blocks = 0
+        self.conflicts = 0
+        """Stored blocks that were refused: their hash is known with another parent."""
 
     def __len__(self) -> int:
         """Distinct blocks that show for at least one worker."""
-        return len(self._nodes)
+        return len(self._runs)
 
-    def workers(self) -> list[WorkerKey]:
-        """Workers that were ever stored and not removed."""
-        return list(self._bits)
-
-    def blocks_of(self, worker: WorkerKey) -> int:
+    def blocks_of(self, worker: int) -> int:
         """How many blocks show for `worker`."""
-        return self._counts.get(self._bits.get(worker, -1), 0)
+        return self._counts.get(worker, 0)
 
-    def store(self, worker: WorkerKey, hashes: Sequence[int], parent: int | None = None) -> None:
+    def hidden_blocks_of(self, worker: int) -> int:
+        """How many blocks of `worker` wait for a block before them."""
+        return len(self._hidden.get(worker, ()))
+
+    def store(self, worker: int, hashes: list[int], parent: int | None = None) -> None:
         """`worker` holds `hashes`, each the child of the one before, the first of `parent` (None: of nothing)."""
-        bit = self._bit(worker)
-        nodes = self._nodes
+        if not hashes:
+            return
+        runs = self._runs
+        bit = 1 << worker
+        self._clock += 1
+        above = None
         if parent is not None:
-            above = nodes.get(parent)
-            if above is None or not above[_WORKERS] & bit:
-                self._hide(bit, hashes, parent)
+            above = runs.get(parent)
+            if above is None or not above.workers & bit:
+                self._hidden_of(worker).add(hashes, parent)
                 return
-        added = 0
-        for sequence_hash in hashes:
-            node = nodes.get(sequence_hash)
-            if node is None:
-                nodes[sequence_hash] = [bit, parent, None]
-                added += 1
-                if parent is not None:
-                    _adopt(nodes[parent], sequence_hash)
-            elif not node[_WORKERS] & bit:
-                node[_WORKERS] |= bit
-                added += 1
-            parent = sequence_hash
-        self._counts[bit] += added
-        if bit in self._hidden:
-            self._show(bit, hashes)
-        if self._max_blocks is not None and len(nodes) > self._max_blocks:
-            self._evict(len(nodes) - self._max_blocks)
+        run = runs.get(hashes[0])
+        if run is not None and run.parent == parent and run.hashes == hashes:
+            # Somebody stored the same blocks at once: the usual case.
+            added = 0 if run.workers & bit else len(hashes)
+            run.workers |= bit
+            run.stored = self._clock
+        else:
+            added = self._enter(bit, hashes, parent) if run is not None else self._enter_new(bit, hashes, parent, above)
+        self._counts[worker] = self._counts.get(worker, 0) + added
+        if self._hidden and worker in self._hidden:
+            self._show(worker, hashes)
+        if self._max_blocks is not None and len(runs) > self._max_blocks:
+            self._evict(len(runs) - self._max_blocks + self._max_blocks // _EVICTED_PART)
 
-    def remove(self, worker: WorkerKey, hashes: Iterable[int]) -> int:
+    def remove(self, worker: int, hashes: Iterable[int]) -> int:
         """`worker` holds `hashes` no more; how many of them were not known. What hangs below them is hidden."""
-        bit = self._bits.get(worker)
-        if bit is None:
-            return sum(1 for _ in hashes)
+        bit = 1 << worker
         unknown = 0
-        hidden = self._hidden.get(bit)
         for sequence_hash in hashes:
-            node = self._nodes.get(sequence_hash)
-            if node is not None and node[_WORKERS] & bit:
-                children = node[_CHILDREN]
-                self._drop(bit, sequence_hash, node)
-                if children is not None:
-                    self._hide_below(bit, sequence_hash, children)
-                    hidden = self._hidden.get(bit)
-            elif hidden is None or hidden.pop(sequence_hash, _ABSENT) is _ABSENT:
+            run = self._runs.get(sequence_hash)
+            if run is not None and run.workers & bit:
+                self._take_out(worker, run, sequence_hash)
+            elif worker not in self._hidden or not self._hidden[worker].discard(sequence_hash):
                 unknown += 1
         return unknown
 
-    def clear(self, worker: WorkerKey) -> None:
-        """`worker` holds nothing."""
-        bit = self._bits.get(worker)
-        if bit is None:
-            return
-        self._hidden.pop(bit, None)
-        if not self._counts.get(bit):
-            return
-        nodes = self._nodes
-        for sequence_hash in [h for h, node in nodes.items() if node[_WORKERS] & bit]:
-            self._drop(bit, sequence_hash, nodes[sequence_hash])
-        self._counts[bit] = 0
+    def clear(self, worker: int) -> None:
+        """`worker` holds nothing. Looks at every run once."""
+        bit = 1 << worker
+        self._hidden.pop(worker, None)
+        if self._counts.pop(worker, 0):
+            for run in [run for run in self._all_runs() if run.workers & bit]:
+                self._lose(bit, run)
 
-    def remove_worker(self, worker: WorkerKey) -> None:
-        """Forget `worker`; its place is used again."""
-        bit = self._bits.get(worker)
-        if bit is None:
-            return
-        self.clear(worker)
-        del self._bits[worker], self._keys[bit], self._counts[bit]
-        self._free_bits.append(bit)
-
-    def match(self, hashes: Sequence[int]) -> dict[WorkerKey, int]:
+    def match(self, hashes: list[int]) -> dict[int, int]:
         """For each worker that holds any of it, how many blocks of the prefix `hashes` it holds."""
-        nodes = self._nodes
+        find = self._runs.get
         last = len(hashes) - 1
-        if last < 0 or (first := nodes.get(hashes[0])) is None:
+        run = find(hashes[0]) if last >= 0 else None
+        if run is None:
             return {}
-        found: dict[WorkerKey, int] = {}
-        current = first[_WORKERS]
+        current = run.workers
+        run = find(hashes[last])
+        at_last = run.workers if run is not None else 0
+        found: dict[int, int] = {}
         low = 0
-        while True:
-            low = _last_with(nodes, hashes, current, low, last)
-            following = 0
-            if low < last:
-                node = nodes.get(hashes[low + 1])
-                following = node[_WORKERS] & current if node is not None else 0
-            self._report(current & ~following, low + 1, found)
+        while at_last & current != current:
+            # All of `current` hold block `low`, not all hold block `high`.
+            high, at_high = last, at_last
+            while high - low > 1:
+                middle = (low + high) >> 1
+                run = find(hashes[middle])
+                if run is None:
+                    high, at_high = middle, 0
+                elif run.workers & current == current:
+                    low = middle
+                else:
+                    high, at_high = middle, run.workers
+            following = at_high & current
+            for worker in self._members_of(current ^ following):
+                found[worker] = high
             if not following:
                 return found
-            current = following
-            low += 1
+            current, low = following, high
+        for worker in self._members_of(current):
+            found[worker] = last + 1
+        return found
 
-    def _report(self, gone: int, blocks: int, found: dict[WorkerKey, int]) -> None:
-        keys = self._keys
-        while gone:
-            bit = gone & -gone
-            found[keys[bit]] = blocks
-            gone ^= bit
+    def _hidden_of(self, worker: int) -> HiddenBlocks:
+        hidden = self._hidden.get(worker)
+        if hidden is None:
+            hidden = self._hidden[worker] = HiddenBlocks(_HIDDEN_BLOCKS)
+        return hidden
 
-    def _bit(self, worker: WorkerKey) -> int:
-        bit = self._bits.get(worker)
-        if bit is None:
-            bit = self._free_bits.pop() if self._free_bits else 1 << len(self._bits)
-            self._bits[worker] = bit
-            self._keys[bit] = worker
-            self._counts[bit] = 0
-        return bit
+    def _members_of(self, workers: int) -> tuple[int, ...]:
+        members = self._members.get(workers)
+        if members is None:
+            if len(self._members) >= _REMEMBERED_SETS:
+                self._members.clear()
+            members = self._members[workers] = tuple(_bits(workers))
+        return members
 
-    def _drop(self, bit: int, sequence_hash: int, node: _Node) -> None:
-        """Take the worker out of a node, and the node out of the map when it was the last one."""
-        node[_WORKERS] &= ~bit
-        self._counts[bit] -= 1
-        if node[_WORKERS]:
-            return
-        del self._nodes[sequence_hash]
-        parent = node[_PARENT]
-        above = self._nodes.get(parent) if parent is not None else None
-        if above is not None:
-            _disown(above, sequence_hash)
+    def _all_runs(self) -> Iterator[_Run]:
+        return itertools.chain.from_iterable(self._below.values())
 
-    def _hide(self, bit: int, hashes: Sequence[int], parent: int | None) -> None:
-        hidden = self._hidden.setdefault(bit, {})
+    def _enter_new(self, bit: int, hashes: list[int], parent: int | None, above: _Run | None) -> int:
+        """Enter blocks of which nobody holds the first; how many were new. `above` is the run of `parent`."""
+        if (
+            above is not None
+            and above.workers == bit
+            and above.hashes[-1] == parent
+            and len(above.hashes) < _LONGEST_RUN_BLOCKS
+            and parent not in self._below
+        ):
+            run = above
+            run.stored = self._clock
+        else:
+            run = _Run(bit, parent, [], self._clock)
+            self._link(run)
+        before = len(self._runs)
+        # One look-up per block, for asking and entering.
+        enter = self._runs.setdefault
+        entered = hashes
         for sequence_hash in hashes:
-            hidden[sequence_hash] = parent
-            parent = sequence_hash
+            if enter(sequence_hash, run) is not run:
+                entered = hashes[: hashes.index(sequence_hash)]
+                break
+        added = len(self._runs) - before
+        if added == len(entered):
+            run.hashes += entered
+        else:  # something was said twice
+            run.hashes = list(dict.fromkeys([*run.hashes, *entered]))
+        if len(entered) < len(hashes):
+            added += self._enter(bit, hashes[len(entered) :], entered[-1])
+        return added
 
-    def _hide_below(self, bit: int, parent: int, children: int | set[int]) -> None:
-        """The worker lost `parent`: what it has below is hidden."""
-        stack = [(parent, child) for child in ([children] if isinstance(children, int) else list(children))]
+    def _enter(self, bit: int, hashes: list[int], parent: int | None) -> int:
+        """Enter blocks some of which others hold, or this worker holds already; how many were new to it."""
+        added = start = 0
+        while start < len(hashes):
+            run = self._runs.get(hashes[start])
+            if run is None:
+                above = self._runs.get(parent) if parent is not None else None
+                return added + self._enter_new(bit, hashes[start:], parent, above)
+            begin = 0 if run.hashes[0] == hashes[start] else run.hashes.index(hashes[start])
+            if (run.hashes[begin - 1] if begin else run.parent) != parent:
+                self.conflicts += len(hashes) - start
+                return added
+            end = start + _common(run.hashes, begin, hashes, start)
+            if not run.workers & bit:
+                # The worker holds the parent and not this block, so the run begins here.
+                if end - start < len(run.hashes):
+                    self._cut(run, end - start)
+                run.workers |= bit
+                added += end - start
+            run.stored = self._clock
+            parent = hashes[end - 1]
+            start = end
+        return added
+
+    def _take_out(self, worker: int, run: _Run, sequence_hash: int) -> None:
+        """The worker lost one block: what it has below is hidden."""
+        bit = 1 << worker
+        stack = [(run, len(run.hashes) - 1 if run.hashes[-1] == sequence_hash else run.hashes.index(sequence_hash))]
+        lost: list[_Run] = []
         while stack:
-            above, sequence_hash = stack.pop()
-            node = self._nodes.get(sequence_hash)
-            if node is None or not node[_WORKERS] & bit:
-                continue
-            below = node[_CHILDREN]
-            self._drop(bit, sequence_hash, node)
-            self._hidden.setdefault(bit, {})[sequence_hash] = above
-            if below is not None:
-                stack += [(sequence_hash, child) for child in ([below] if isinstance(below, int) else below)]
+            run, begin = stack.pop()
+            if begin:
+                run = self._cut(run, begin)
+            lost.append(run)
+            for block in run.hashes:
+                stack += [(child, 0) for child in self._below.get(block, ()) if child.workers & bit]
+        for run in lost:
+            first = 1 if run.hashes[0] == sequence_hash else 0
+            if first < len(run.hashes):
+                parent = run.hashes[0] if first else run.parent
+                assert parent is not None
+                self._hidden_of(worker).add(run.hashes[first:], parent)
+            self._counts[worker] -= len(run.hashes)
+            self._lose(bit, run)
 
-    def _show(self, bit: int, hashes: Sequence[int]) -> None:
+    def _lose(self, bit: int, run: _Run) -> None:
+        """One worker less; the last one takes the run with it."""
+        run.workers &= ~bit
+        if not run.workers:
+            self._drop(run)
+
+    def _drop(self, run: _Run) -> None:
+        for sequence_hash in run.hashes:
+            del self._runs[sequence_hash]
+        siblings = self._below[run.parent]
+        siblings.discard(run)
+        if not siblings:
+            del self._below[run.parent]
+
+    def _cut(self, run: _Run, length: int) -> _Run:
+        """Shorten `run` to `length` blocks; the new run of what follows."""
+        rest = _Run(run.workers, run.hashes[length - 1], run.hashes[length:], run.stored)
+        del run.hashes[length:]
+        self._runs.update(dict.fromkeys(rest.hashes, rest))
+        self._link(rest)
+        return rest
+
+    def _link(self, run: _Run) -> None:
+        siblings = self._below.get(run.parent)
+        if siblings is None:
+            self._below[run.parent] = {run}
+        else:
+            siblings.add(run)
+
+    def _show(self, worker: int, hashes: list[int]) -> None:
         """Some of the worker's hidden blocks may hang below `hashes`, which show now."""
-        hidden = self._hidden[bit]
+        hidden = self._hidden[worker]
         for sequence_hash in hashes:
-            hidden.pop(sequence_hash, None)
-        children: dict[int, list[int]] = {}
-        for child, parent in hidden.items():
-            if parent is not None:
-                children.setdefault(parent, []).append(child)
-        stack = [(h, child) for h in hashes for child in children.get(h, ())]
-        while stack:
-            parent, child = stack.pop()
-            hidden.pop(child, None)
-            node = self._nodes.get(child)
-            if node is None:
-                self._nodes[child] = [bit, parent, None]
-                _adopt(self._nodes[parent], child)
-                self._counts[bit] += 1
-            elif not node[_WORKERS] & bit:
-                node[_WORKERS] |= bit
-                self._counts[bit] += 1
-            stack += [(child, below) for below in children.get(child, ())]
+            hidden.discard(sequence_hash)
+        shown = list(hashes)
+        while shown and hidden:
+            parent = shown.pop()
+            above = self._runs.get(parent)
+            if above is None or not above.workers >> worker & 1:
+                continue  # refused: known with another parent
+            for child in hidden.take_below(parent):
+                self._counts[worker] += self._enter(1 << worker, [child], parent)
+                shown.append(child)
         if not hidden:
-            del self._hidden[bit]
+            del self._hidden[worker]
 
     def _evict(self, surplus: int) -> None:
-        """Drop old leaves; a chain becomes evictable from its end."""
-        leaves = [h for h, node in self._nodes.items() if node[_CHILDREN] is None][: surplus + surplus // 2 + 64]
-        for sequence_hash in leaves:
-            current: int | None = sequence_hash
-            while current is not None and surplus > 0:
-                node = self._nodes.get(current)
-                if node is None or node[_CHILDREN] is not None:
-                    break
-                parent = node[_PARENT]
-                workers = node[_WORKERS]
-                while workers:
-                    bit = workers & -workers
-                    workers ^= bit
-                    self._drop(bit, current, node)
-                surplus -= 1
-                self.evicted_blocks += 1
-                current = parent
+        """Drop whole runs that nothing hangs below, the longest unused first; a parent can follow its last child."""
+        below = self._below
+        number = itertools.count()
+        leaves = [(run.stored, next(number), run) for run in self._all_runs() if below.keys().isdisjoint(run.hashes)]
+        heapq.heapify(leaves)
+        while leaves and surplus > 0:
+            _, _, run = heapq.heappop(leaves)
+            for worker in self._members_of(run.workers):
+                self._counts[worker] -= len(run.hashes)
+            surplus -= len(run.hashes)
+            self.evicted_blocks += len(run.hashes)
+            self._drop(run)
+            above = self._runs.get(run.parent) if run.parent is not None else None
+            if above is not None and below.keys().isdisjoint(above.hashes):
+                heapq.heappush(leaves, (above.stored, next(number), above))
 
 
-_ABSENT = object()
+def _bits(workers: int) -> Iterator[int]:
+    """The members of a bit set."""
+    while workers:
+        lowest = workers & -workers
+        yield lowest.bit_length() - 1
+        workers ^= lowest
 
 
-def _adopt(parent: _Node, child: int) -> None:
-    children = parent[_CHILDREN]
-    if children is None:
-        parent[_CHILDREN] = child
-    elif isinstance(children, int):
-        parent[_CHILDREN] = {children, child}
-    else:
-        children.add(child)
-
-
-def _disown(parent: _Node, child: int) -> None:
-    children = parent[_CHILDREN]
-    if children == child:
-        parent[_CHILDREN] = None
-    elif isinstance(children, set):
-        children.discard(child)
-        if not children:
-            parent[_CHILDREN] = None
-
-
-def _last_with(nodes: dict[int, _Node], hashes: Sequence[int], workers: int, low: int, last: int) -> int:
-    """The last index at which all of `workers` show, by galloping from `low`, where they do."""
-    step = 1
-    high = low
-    while high < last:
-        probe = min(low + step, last)
-        node = nodes.get(hashes[probe])
-        if node is None or node[_WORKERS] & workers != workers:
-            high = probe
-            break
-        low = high = probe
-        step *= 2
-    else:
-        return low
-    while high - low > 1:
-        middle = (low + high) // 2
-        node = nodes.get(hashes[middle])
-        if node is not None and node[_WORKERS] & workers == workers:
-            low = middle
-        else:
-            high = middle
-    return low
+def _common(run: list[int], begin: int, hashes: list[int], start: int) -> int:
+    """How many blocks are the same from ``run[begin]`` and ``hashes[start]`` on; at least one."""
+    length = min(len(run) - begin, len(hashes) - start)
+    if run[begin : begin + length] == hashes[start : start + length]:
+        return length
+    return next(i for i in range(1, length) if run[begin + i] != hashes[start + i])

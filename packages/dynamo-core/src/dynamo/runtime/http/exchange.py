@@ -17,6 +17,10 @@ _STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".en
 _STATUS_LINES[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
 
 
+def _openai_error(error: DynamoError) -> tuple[int, Any]:
+    return error.http_status, error.to_openai()
+
+
 class ExchangeConnection(Protocol):
     """What an exchange needs of its connection."""
 
@@ -51,6 +55,7 @@ class Exchange:
         "params",
         "path",
         "query",
+        "render_error",
         "responded",
         "streaming",
     )
@@ -64,6 +69,8 @@ class Exchange:
         self.body = b""
         self.params: str = ""
         """What the ``*`` of the route stands for."""
+        self.render_error: Callable[[DynamoError], tuple[int, Any]] = _openai_error
+        """Status and JSON body of an error, for routes that speak another API than OpenAI's."""
         self.extra_head = b""
         """Header lines, each with its line end, that the response gets whoever makes it."""
         self.keep_alive = True
@@ -110,11 +117,12 @@ class Exchange:
         self.respond(status, _encode_json(value), headers=headers)
 
     def respond_error(self, error: DynamoError, headers: Mapping[str, str] | None = None) -> None:
-        """Send OpenAI's error body, with Retry-After when the error knows it."""
+        """Send the body that `render_error` makes, with Retry-After when the error knows it."""
         extra = dict(headers or {})
         if error.retry_after_seconds is not None:
             extra["retry-after"] = str(max(1, round(error.retry_after_seconds)))
-        self.respond_json(error.http_status, error.to_openai(), extra)
+        status, body = self.render_error(error)
+        self.respond_json(status, body, extra)
 
     def start(self, status: int, content_type: str, headers: Mapping[str, str] | None = None) -> None:
         """Begin a chunked response."""

@@ -1,0 +1,60 @@
+"""Measures upstream's compiled router: reads one work per line, prints CPU seconds per unit of it.
+
+Runs in an environment with `ai-dynamo-runtime`, which shares our namespace; `benchmarks.router` starts it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+
+from router_scenario import BLOCK_SIZE, conversations, events, prompt
+
+from dynamo._core import RadixTree, compute_block_hash_for_seq
+
+CHAINS = conversations()
+
+
+def encoded(holders: int) -> list[tuple[int, bytes]]:
+    """The events as its only entry point takes them."""
+    made = []
+    for number, (worker, hashes, parent) in enumerate(events(CHAINS, holders)):
+        blocks = [{"block_hash": value, "tokens_hash": value} for value in hashes]
+        data = {"stored": {"parent_hash": parent, "blocks": blocks}}
+        made.append((worker, json.dumps({"event_id": number, "dp_rank": 0, "data": data}).encode()))
+    return made
+
+
+def filled(holders: int) -> tuple[RadixTree, float]:
+    """A tree with the events, and CPU seconds per event."""
+    tree, made = RadixTree(), encoded(holders)
+    start = time.process_time()
+    for worker, event in made:
+        tree.apply_event(worker, event)
+    return tree, (time.process_time() - start) / len(made)
+
+
+def measure(kind: str, size: int, times: int) -> float:
+    """CPU seconds per unit of one work."""
+    if kind == "store":
+        return filled(size)[1]
+    if kind == "hash":
+        tokens = prompt(size)
+        start = time.process_time()
+        for _ in range(times):
+            compute_block_hash_for_seq(tokens, BLOCK_SIZE)
+        return (time.process_time() - start) / times
+    queries = [chain[:size] for chain in CHAINS]
+    start = time.process_time()
+    for _ in range(times):
+        for query in queries:
+            TREE.find_matches(query)
+    return (time.process_time() - start) / (times * len(queries))
+
+
+TREE = filled(8)[0]
+print("ready", flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    print(measure(asked["kind"], asked["size"], asked["times"]), flush=True)

@@ -1,0 +1,66 @@
+"""The table of routes: what is served, who may call it, and what `dynamo.frontend.openapi` says of it.
+
+A route cannot be served without being in the table, so it cannot be undocumented, and it cannot miss its guard.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from dynamo.frontend.security import Cors, Security
+from dynamo.runtime.http import HttpServer, RouteHandler
+
+__all__ = ["Access", "Route", "install"]
+
+_PARAMETER = re.compile(r"\{\w+\}")
+
+
+class Access(enum.Enum):
+    """Who may call a route, when API keys are configured."""
+
+    OPEN = "open"
+    """Everybody: probes, documentation."""
+    KEY = "key"
+    """Whoever has a key."""
+    METERED = "metered"
+    """As KEY, and it counts as a request of that key."""
+
+
+class Route(NamedTuple):
+    """One method of one path."""
+
+    method: str
+    path: str
+    """As OpenAPI writes it: at most one ``{parameter}``, which may hold slashes, as model names do."""
+    handler: RouteHandler
+    summary: str
+    access: Access = Access.KEY
+    request: type[msgspec.Struct] | None = None
+    """The JSON body."""
+    response: str = "application/json"
+    """Content type of a success."""
+    streams: bool = False
+    """Whether ``"stream": true`` makes it server-sent events."""
+
+
+def install(server: HttpServer, routes: Sequence[Route], security: Security | None, cors: Cors | None) -> None:
+    """Serve `routes`, each behind the guard that its access asks for."""
+    methods: dict[str, list[str]] = {}
+    for route in routes:
+        handler = route.handler
+        if security is not None and route.access is not Access.OPEN:
+            handler = security.guard(handler, metered=route.access is Access.METERED)
+        if cors is not None:
+            # Outermost: a page must be able to read why it was refused.
+            handler = cors.allow(handler)
+        path = _PARAMETER.sub("*", route.path)
+        server.route(route.method, path, handler)
+        methods.setdefault(path, []).append(route.method)
+    if cors is not None:
+        for path, served in methods.items():
+            server.route("OPTIONS", path, cors.preflight(served))

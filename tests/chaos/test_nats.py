@@ -1,0 +1,54 @@
+"""NATS goes away under load: events wait, requests go over tcp, streams that it carried move."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from dynamo.errors import ConfigError
+from dynamo.testing.servers import NatsServer
+from tests.chaos.load import Load
+from tests.chaos.test_workers import PACE, STREAMS, idle
+from tests.e2e.processes import deployment
+
+pytestmark = [pytest.mark.chaos, pytest.mark.e2e]
+
+
+@pytest.fixture
+def nats() -> Iterator[NatsServer]:
+    try:
+        server = NatsServer()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("request_plane", "how"),
+    [
+        ("nats", "killed"),
+        pytest.param("nats", "hung", marks=pytest.mark.slow),
+        pytest.param("tcp", "killed", marks=pytest.mark.slow),
+    ],
+)
+async def test_nats_is_away(tmp_path, nats, record, long_run, request_plane, how):
+    env = {"NATS_SERVER": nats.url, "DYN_REQUEST_PLANE": request_plane, "DYN_EVENT_PLANE": "nats"}
+    with deployment(tmp_path, env) as deploy:
+        workers = [deploy.worker(*PACE) for _ in range(2)]
+        frontend = deploy.frontend()
+        deploy.until_serving(frontend, workers=2)
+        load = Load([frontend.url], streams=STREAMS)
+        load.start()
+        await load.until_all_stream()
+        load.fault()
+        (nats.kill if how == "killed" else nats.pause)()
+        await asyncio.sleep(60 if long_run else 1)
+        await load.until_completed(2 * STREAMS)
+        await asyncio.to_thread(nats.start if how == "killed" else nats.resume)
+        await load.until_completed(2 * STREAMS)
+        report = record(await load.finish(), f"NATS is {how}, requests over {request_plane}")
+        assert report.counts() == (0, 0, 0, 0), report
+        await idle(*workers)
