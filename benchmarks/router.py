@@ -104,10 +104,8 @@ def _row(
 ) -> Row:
     """Both in turn; the first round is not counted."""
     here, there = [], []
-    # As a server does after its start: the collector looks at what is made from now on.
-    gc.collect()
-    gc.freeze()
     for number in range(rounds + 1):
+        gc.collect()
         mine, its = ours(), peer.measure(*asked)
         if number:
             here.append(mine * _MICROSECONDS)
@@ -211,6 +209,7 @@ def _growth(blocks: int, workers: int) -> Iterator[Row]:
     tracemalloc.stop()
     what = f"{blocks:.0e} blocks, {workers} workers".replace("e+0", "e")
     yield Row(name=f"memory at {what}", value=used / len(index), unit="B/block", better="lower")
+    gc.collect()
     start = time.process_time()
     for _ in range(20):
         for chain in prompts:

@@ -5,6 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 
+import pytest
+
+from dynamo.echo.engine import EchoEngine
+from dynamo.protocols.engine import EngineOptions
+from dynamo.protocols.llm import LLMEngineOutput
+
 COMPLETIONS = "/v1/completions"
 SLOW = {"backend": "echo", "argv": ["--tokens-per-second", "2"]}
 
@@ -48,3 +54,40 @@ async def test_a_request_whose_time_is_up_is_not_sent_to_others(make_deployment)
     assert sum(engine._step > 0 for engine in deployment.engines) == 1
     metrics = (await deployment.client.get("/metrics")).text
     assert "dynamo_frontend_migrations_total{" not in metrics
+
+
+class FirstStreamFails(EchoEngine):
+    """Its first stream goes on with `bad` after three tokens."""
+
+    def __init__(self, bad):
+        super().__init__(EngineOptions())
+        self.bad = bad
+        self.streams = 0
+
+    async def generate(self, request, context):
+        self.streams += 1
+        bad = self.bad if self.streams == 1 else None
+        count = 0
+        async for output in super().generate(request, context):
+            yield output
+            count += 1
+            if bad is not None and count == 3:
+                yield bad
+                if bad.finish_reason:
+                    return
+
+
+@pytest.mark.parametrize(
+    "bad", [LLMEngineOutput(["no token"]), LLMEngineOutput(finish_reason="cancelled")], ids=["garbage", "given up"]
+)
+async def test_a_stream_that_goes_wrong_goes_on_without_a_hole(make_deployment, bad):
+    deployment = await make_deployment()
+    engine = FirstStreamFails(bad)
+    await deployment.add_engine(engine)
+    await deployment.serves("echo")
+    prompt = " ".join(f"word{number}" for number in range(20))
+    answer = (await deployment.client.post(COMPLETIONS, json={"model": "echo", "prompt": prompt})).json()
+    assert answer["choices"][0]["text"] == prompt
+    assert engine.streams == 2
+    assert engine.load()[0].running_requests == 0
+    assert 'dynamo_frontend_migrations_total{model="echo"} 1.0' in (await deployment.client.get("/metrics")).text

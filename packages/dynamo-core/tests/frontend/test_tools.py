@@ -89,6 +89,21 @@ async def test_the_demo_model_reasons(demo):
     assert message["reasoning_content"] == choice["message"]["reasoning_content"]
 
 
+async def test_a_client_may_insist_on_a_call(demo):
+    """The engine is guided by a schema, so that even a question that asks for none is answered with a call."""
+    pytest.importorskip("llguidance")
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    for choice_of_tool in ("required", named):
+        fields = {"tools": [tool()], "tool_choice": choice_of_tool, "max_tokens": 60}
+        body, choice = await ask(demo, "What is the capital of Norway?", **fields)
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"]["name"] == "get_weather"
+        assert set(json.loads(call["function"]["arguments"])) >= {"city"}
+        assert choice["finish_reason"] == "tool_calls"
+        message, _ = await streamed(demo.client, {**body, "parallel_tool_calls": False})
+        assert [c["name"] for c in message["tool_calls"]] == ["get_weather"]
+
+
 async def test_without_tools_or_with_none_the_text_is_left_alone(demo):
     _, choice = await ask(demo, "What is the weather in Oslo?", tools=[tool()], tool_choice="none")
     assert "tool_calls" not in choice["message"]

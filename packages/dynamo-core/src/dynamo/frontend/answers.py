@@ -1,8 +1,8 @@
 """Turns the generations of one request into its HTTP response, whole or streamed.
 
 An answer follows all choices and ends exactly once: complete, with an error that the client can see, or cancelled
-because the client left. `WholeAnswer` and `StreamedAnswer` serve chat and text completions, whose bodies are given by an
-`AnswerFormat`; endpoints whose answers have parts build on `Answer` in `dynamo.frontend.parts`.
+because the client left. `WholeAnswer` and `StreamedAnswer` serve chat and text completions, whose bodies are given by
+an `AnswerFormat`; endpoints whose answers are lists of parts use `dynamo.frontend.parts`.
 """
 
 from __future__ import annotations

@@ -167,19 +167,30 @@ class Generation:
 
     def on_items(self, items: list[bytes]) -> None:
         """Outputs of the engine."""
-        if self._done:
+        assert self._context is not None
+        if self._done or self._context.cancelled:
             return
         if not self._answered and self._candidate is not None:
             self._answered = True
             self._candidate.breaker.succeeded()
-        output = _decode(items[0])
-        for item in items[1:]:
-            _merge(output, _decode(item))
+        try:
+            output = _decode(items[0])
+            for item in items[1:]:
+                _merge(output, _decode(item))
+        except msgspec.MsgspecError as error:
+            # The stream has a hole now: its worker is told to end it, and `on_end` goes on elsewhere.
+            logger.warning("request %s: the worker sent what is no output: %s", self._request.request_id, error)
+            self._context.cancel()
+            return
         self._take(output)
 
     def on_end(self) -> None:
         """The worker ended the stream; that is only right after a finish reason."""
-        if not self._done:
+        if self._done:
+            return
+        if self._out_of_time():
+            self.on_error(ResponseTimeout("the request's deadline has passed"))
+        else:
             self.on_error(StreamIncomplete("the worker ended the stream without a finish reason"))
 
     def on_error(self, error: DynamoError) -> None:
@@ -246,9 +257,8 @@ class Generation:
             self._consumer.on_delta(self.choice, delta)
         if stopped:
             self._finish("stop")
-        elif reason == "cancelled":
-            self.on_error(self._given_up())
-        elif reason is not None:
+        elif reason not in (None, "cancelled"):
+            # What nobody here cancelled is not complete: the end of the stream, which follows, says what it is.
             self._finish(reason)
 
     def _finish(self, reason: str) -> None:
@@ -282,12 +292,6 @@ class Generation:
             self._booked = False
             assert self._candidate is not None
             self._candidate.ended()
-
-    def _given_up(self) -> DynamoError:
-        """Why the engine cancelled what nobody here cancelled."""
-        if self._out_of_time():
-            return ResponseTimeout("the request's deadline has passed")
-        return StreamIncomplete("the worker gave the request up")
 
     def _out_of_time(self) -> bool:
         deadline = self._request.deadline_unix_seconds

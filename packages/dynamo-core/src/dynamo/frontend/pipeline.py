@@ -32,7 +32,7 @@ from dynamo.frontend.requests import (
 )
 from dynamo.frontend.sampling import guided_decoding, sampling_options, stop_conditions, stop_strings
 from dynamo.frontend.settings import FrontendSettings
-from dynamo.frontend.tools import chat_parser, check_tools
+from dynamo.frontend.tools import chat_parser, check_tools, tool_grammar
 from dynamo.parsers import OutputParser
 from dynamo.preprocessor.detokenizer import Detokenizer
 from dynamo.protocols.llm import GuidedDecoding, PreprocessedRequest, SamplingOptions, pack_token_ids
@@ -155,7 +155,8 @@ class Pipeline:
         check_tools(request)
         model = self._models.get(request.model)
         limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-        guided = guided_decoding(request, model.card.capabilities.guided)
+        supported = model.card.capabilities.guided
+        guided = guided_decoding(request, supported) or tool_grammar(request, supported)
         job = _Job(call.exchange, call.endpoint, call.id, request, model, limit, call.make_answer, guided)
         job.make_parser = lambda prompt: chat_parser(request, model, prompt.text)
         self._begin(job, chat_prompts(request, model))

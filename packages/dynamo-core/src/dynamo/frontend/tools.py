@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from dynamo.errors import InvalidRequest
@@ -9,9 +10,10 @@ from dynamo.frontend.models import ServedModel
 from dynamo.frontend.requests import ChatRequest
 from dynamo.parsers import OutputParser, make_output_parser
 from dynamo.plugins import plugins
+from dynamo.protocols.llm import GuidedDecoding
 from dynamo.protocols.parsing import ReasoningOptions, ToolCallOptions, ToolFunction
 
-__all__ = ["chat_parser", "check_tools"]
+__all__ = ["chat_parser", "check_tools", "tool_grammar"]
 
 #: Enough of the prompt's end to see whether the template opened the reasoning there.
 _PROMPT_TAIL_CHARACTERS = 256
@@ -45,6 +47,8 @@ def check_tools(request: ChatRequest) -> None:
 def chat_parser(request: ChatRequest, model: ServedModel, prompt: str) -> OutputParser | None:
     """The parser of one choice, as the model's card says; None when there is nothing to parse."""
     tool_parser = model.tool_call_parser if request.tools and request.tool_choice != "none" else None
+    if tool_grammar(request, model.card.capabilities.guided) is not None:
+        tool_parser = "guided_json"
     if tool_parser is None and model.reasoning_parser is None:
         return None
     return make_output_parser(
@@ -54,6 +58,33 @@ def chat_parser(request: ChatRequest, model: ServedModel, prompt: str) -> Output
         reasoning_options=ReasoningOptions(prompt_tail=prompt[-_PROMPT_TAIL_CHARACTERS:]),
         tool_call_options=_options(request),
     )
+
+
+def tool_grammar(request: ChatRequest, supported: list[str]) -> GuidedDecoding | None:
+    """The JSON schema that makes a model call a tool, when the client insists and the engine can be guided.
+
+    Where it cannot, ``required`` and a named function are wishes: the model sees the tools and may answer in text.
+    """
+    if not request.tools or "json" not in supported or request.response_format is not None:
+        return None
+    functions = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in request.tools}
+    if isinstance(request.tool_choice, dict):
+        return GuidedDecoding("json", json.dumps(functions[str(_named_function(request.tool_choice))]))
+    if request.tool_choice != "required":
+        return None
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": name}, "parameters": parameters},
+            "required": ["name", "parameters"],
+            "additionalProperties": False,
+        }
+        for name, parameters in functions.items()
+    ]
+    schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": calls}}
+    if request.parallel_tool_calls is False:
+        schema["maxItems"] = 1
+    return GuidedDecoding("json", json.dumps(schema))
 
 
 def _options(request: ChatRequest) -> ToolCallOptions:

@@ -8,6 +8,7 @@ order gives all of its own back and is computed again later. Driven by `dynamo.m
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -119,6 +120,7 @@ class EngineCore:
         """Forget a sequence and free its blocks; one that has ended is ignored."""
         if sequence.state is SequenceState.WAITING:
             self._waiting_count -= 1
+            self._compact_waiting()
         elif sequence.state is not SequenceState.ENDED:
             self._leave(sequence)
         sequence.state = SequenceState.ENDED
@@ -169,6 +171,12 @@ class EngineCore:
         sequence.state = SequenceState.WAITING
         self._waiting_count += 1
         heapq.heappush(self._waiting, (sequence.order, sequence))
+
+    def _compact_waiting(self) -> None:
+        """Drop aborted sequences once they are most of the heap."""
+        if len(self._waiting) > 2 * self._waiting_count + 64:
+            self._waiting = [entry for entry in self._waiting if entry[1].state is SequenceState.WAITING]
+            heapq.heapify(self._waiting)
 
     def _take_arrived(self, now: float) -> None:
         """Sequences whose KV has arrived have one token left to compute."""
@@ -255,7 +263,7 @@ class EngineCore:
             self._prefilling.append(sequence)
         return True
 
-    def _allocate(self, sequence: Sequence, shared: list[int] | tuple[()], private: int) -> None:
+    def _allocate(self, sequence: Sequence, shared: Items[int], private: int) -> None:
         evicted = self.pool.acquire(shared, private)
         sequence.blocks += len(shared) + private
         if evicted:

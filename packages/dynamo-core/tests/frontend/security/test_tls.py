@@ -74,7 +74,7 @@ async def peer_name(deployment, authority):
 async def test_requests_and_streams_over_tls(make_deployment, authority, served):
     deployment = await make_deployment({"backend": "echo"}, tls_cert_path=str(served[0]), tls_key_path=str(served[1]))
     await deployment.serves("echo")
-    body = {"model": "echo", "prompt": "one two three " * 500}
+    body = {"model": "echo", "prompt": "one two three " * 200}
     async with client(deployment, authority) as https:
         whole = await https.post("/v1/completions", json=body)
         streamed = await https.post("/v1/completions", json={**body, "stream": True})

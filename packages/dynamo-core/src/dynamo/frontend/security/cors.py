@@ -15,7 +15,8 @@ _EXPOSED = (
     "x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 _HEADER_NAMES = re.compile(r"[\w\-, ]{0,2048}\Z", re.ASCII)
-_PREFLIGHT_SECONDS = 600
+_USUAL_HEADERS = "authorization, content-type, x-api-key"
+_PREFLIGHT_SECONDS = "600"
 
 
 class Cors:
@@ -35,32 +36,32 @@ class Cors:
 
     def preflight(self, methods: Sequence[str]) -> RouteHandler:
         """The handler of OPTIONS for a path that serves `methods`. It asks for no key: browsers send none."""
-        allow_methods = ", ".join(methods).encode()
+        allow_methods = ", ".join(methods)
 
         def answer(exchange: Exchange) -> None:
-            head = self._head(exchange)
-            if head:
+            exchange.extra_head += self._head(exchange)
+            headers = {}
+            if self._allowed_origin(exchange):
                 # Clients add headers of their own (x-stainless-*, ...), and none of them grants anything here.
                 wanted = exchange.headers.get("access-control-request-headers", "")
-                names = wanted if _HEADER_NAMES.match(wanted) else "authorization, content-type, x-api-key"
-                head += b"access-control-allow-methods: %b\r\naccess-control-max-age: %d\r\n" % (
-                    allow_methods,
-                    _PREFLIGHT_SECONDS,
-                )
-                head += b"access-control-allow-headers: %b\r\n" % names.encode()
-            exchange.extra_head += head
-            exchange.respond(204, b"", "text/plain")
+                headers = {
+                    "access-control-allow-methods": allow_methods,
+                    "access-control-allow-headers": wanted if _HEADER_NAMES.match(wanted) else _USUAL_HEADERS,
+                    "access-control-max-age": _PREFLIGHT_SECONDS,
+                }
+            exchange.respond(200, b"", "text/plain", headers)
 
         return answer
 
-    def _head(self, exchange: Exchange) -> bytes:
+    def _allowed_origin(self, exchange: Exchange) -> str:
+        """The origin of the page if it is allowed, else nothing."""
         origin = exchange.headers.get("origin", "")
-        if "*" in self._origins and origin:
-            shown = "*"
-        elif origin.lower() in self._origins:
-            shown = origin
-        else:
+        return origin if "*" in self._origins or origin.lower() in self._origins else ""
+
+    def _head(self, exchange: Exchange) -> bytes:
+        origin = self._allowed_origin(exchange)
+        if not origin:
             return b"vary: origin\r\n"
-        return (
-            f"access-control-allow-origin: {shown}\r\nvary: origin\r\naccess-control-expose-headers: {_EXPOSED}\r\n"
-        ).encode("latin-1")
+        shown = "*" if "*" in self._origins else origin
+        lines = f"access-control-allow-origin: {shown}\r\nvary: origin\r\naccess-control-expose-headers: {_EXPOSED}\r\n"
+        return lines.encode("latin-1")

@@ -44,6 +44,8 @@ class ConnectionPool(abc.ABC):
         address = instance.transports.get(self.transport, "")
         connection = self._clients.get(address)
         if connection is None or not connection.alive:
+            # Workers come back on other ports: without this the lost connections of months would pile up.
+            self._clients = {peer: known for peer, known in self._clients.items() if known.alive}
             connection = self._clients[address] = ClientConnection(self.options, address)
             self._run(self._connect(connection))
         return connection.open_stream(f"{instance.component}.{instance.endpoint}", payload, sink, context)
