@@ -278,3 +278,27 @@ async def test_too_many_streams_are_refused_as_overload(make_pair):
     await sinks[2][0].wait()
     assert sinks[2][0].error.code == "overloaded"
     assert sinks[2][0].error.retry_after_seconds
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["open", "ended"])
+async def test_a_paused_stream_that_is_cancelled_holds_nothing_back(pair, ended):
+    writers = []
+
+    def handler(payload, context, writer):
+        writers.append(writer)
+        for _ in range(WINDOW_ITEMS + 10):
+            writer.send(b"x")
+        if ended:
+            writer.end()
+        else:
+            context.on_cancel(writer.end)
+
+    pair.serve(handler)
+    sink, stream = pair.send()
+    stream.pause()
+    await sink.begin()
+    stream.cancel()
+    await sink.wait()
+    assert sink.error is None
+    assert len(sink.items) <= WINDOW_ITEMS
+    assert pair.server.open_streams == 0

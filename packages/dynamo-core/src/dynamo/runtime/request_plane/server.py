@@ -89,6 +89,8 @@ class _ServerStream:
         if self._closing is not None:
             return
         if self._credit <= 0:
+            if self.context.cancelled:
+                return
             self._backlog.append(item)
             if len(self._backlog) > BACKLOG_LIMIT_ITEMS:
                 self._backlog.clear()
@@ -137,6 +139,13 @@ class _ServerStream:
             for callback in waiting:
                 callback()
 
+    def cancel(self) -> None:
+        """The asking side takes nothing more; what was held back for it goes, or the stream would never end."""
+        self._backlog.clear()
+        self.context.cancel()
+        if self._closing is not None:
+            self._connection.finish_stream(self, self._closing)
+
     def abandon(self) -> None:
         """The connection is gone."""
         self._closing = self._closing or (END, self.id)
@@ -180,7 +189,7 @@ class ServerConnection(Connection):
         elif kind == CANCEL:
             stream = self.streams.get(message[1])
             if stream is not None:
-                stream.context.cancel()
+                stream.cancel()
         # Kinds of a later minor version are ignored.
 
     def lost(self, error: DynamoError) -> None:  # noqa: ARG002
