@@ -32,8 +32,8 @@ from dynamo.router.core.prefix_index import PrefixIndex
 __all__ = ["run"]
 
 PEER = "ai-dynamo-runtime 1.6.1"
-FLOOR = "bar"
-_PEER_PROGRAM = Path(__file__).parent / "peers" / "router_peer.py"
+_ROOT = Path(__file__).parents[1]
+_PEER_PROGRAM = "benchmarks.peers.router_peer"
 _MICROSECONDS = 1e6
 
 
@@ -47,7 +47,7 @@ class _Peer:
             print(f"  {PEER} is left out: DYNAMO_BENCH_PEER names no interpreter with it", file=sys.stderr)
             return
         self._process = subprocess.Popen(
-            [python, str(_PEER_PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, "-m", _PEER_PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT
         )
         if self._answer() != "ready":
             print(f"  {PEER} is left out: it cannot be imported by {python}", file=sys.stderr)
@@ -78,10 +78,14 @@ def run(options: Options) -> Iterator[Row]:
     rounds, times = (3, 5) if options.quick else (11, 20)
     try:
         for blocks in (64, 256, 1024):
-            yield _row(f"hash {blocks} blocks", _hashing(blocks, times * 10), peer, ("hash", blocks, times), rounds, 2.0)
+            yield _row(
+                f"hash {blocks} blocks", _hashing(blocks, times * 10), peer, ("hash", blocks, times), rounds, 2.0
+            )
         for name, holders in (("stored event of 16 blocks, all new", 1), ("the same, known of other workers", 8)):
             yield _row(name, _storing(holders), peer, ("store", holders, 1), rounds, 4.0)
-        yield _row("stored event of 16 blocks, from the wire", _storing_from_wire(), peer, ("store", 1, 1), rounds, None)
+        yield _row(
+            "stored event of 16 blocks, from the wire", _storing_from_wire(), peer, ("store", 1, 1), rounds, None
+        )
         index = _filled()
         for blocks in (64, 256, 1024):
             yield _row(

@@ -5,14 +5,15 @@ Runs in an environment with `ai-dynamo-runtime`, which shares our namespace; `be
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import time
+from typing import Any
 
-from router_scenario import BLOCK_SIZE, conversations, events, prompt
+from benchmarks.peers.router_scenario import BLOCK_SIZE, conversations, events, prompt
 
-from dynamo._core import RadixTree, compute_block_hash_for_seq
-
+PEER: Any = importlib.import_module("dynamo._core")
 CHAINS = conversations()
 
 
@@ -26,9 +27,9 @@ def encoded(holders: int) -> list[tuple[int, bytes]]:
     return made
 
 
-def filled(holders: int) -> tuple[RadixTree, float]:
+def filled(holders: int) -> tuple[Any, float]:
     """A tree with the events, and CPU seconds per event."""
-    tree, made = RadixTree(), encoded(holders)
+    tree, made = PEER.RadixTree(), encoded(holders)
     start = time.process_time()
     for worker, event in made:
         tree.apply_event(worker, event)
@@ -43,7 +44,7 @@ def measure(kind: str, size: int, times: int) -> float:
         tokens = prompt(size)
         start = time.process_time()
         for _ in range(times):
-            compute_block_hash_for_seq(tokens, BLOCK_SIZE)
+            PEER.compute_block_hash_for_seq(tokens, BLOCK_SIZE)
         return (time.process_time() - start) / times
     queries = [chain[:size] for chain in CHAINS]
     start = time.process_time()

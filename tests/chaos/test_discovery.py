@@ -110,7 +110,7 @@ def etcd() -> Iterator[EtcdServer]:
         yield server
 
 
-@pytest.mark.parametrize("how", ["killed", "hung"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("hung", marks=pytest.mark.slow)])
 async def test_etcd_is_away(tmp_path, etcd, record, long_run, how):
     """For 60 s in the long setting: no request fails, nobody is forgotten, a worker that dies meanwhile is left out."""
     with deployment(tmp_path, {"DYN_DISCOVERY_BACKEND": "etcd", "ETCD_ENDPOINTS": etcd.endpoint}) as deploy:

@@ -45,6 +45,7 @@ async def test_a_worker_is_killed(deploy, record):
     await idle(workers[1])
 
 
+@pytest.mark.slow
 async def test_two_workers_are_killed_in_a_row(deploy, record):
     workers, frontend = two_workers(deploy, count=3)
     load = Load([frontend.url], streams=STREAMS)
@@ -74,6 +75,7 @@ async def test_a_worker_is_killed_before_the_first_token(deploy, record):
     assert report.completed == STREAMS
 
 
+@pytest.mark.slow
 async def test_a_killed_worker_comes_back_again_and_again(deploy, record, long_run):
     """Every worker in turn, started again at once: a new instance that serves, while the old one's record goes."""
     workers, frontend = two_workers(deploy)
@@ -110,7 +112,13 @@ async def test_a_worker_hangs_and_wakes_up(deploy, record):
     await idle(*workers)
 
 
-@pytest.mark.parametrize("grace", ["30", "0.5"], ids=["streams_may_end", "streams_are_handed_over"])
+@pytest.mark.parametrize(
+    "grace",
+    [
+        pytest.param("30", id="streams may end", marks=pytest.mark.slow),
+        pytest.param("0.5", id="streams are handed over"),
+    ],
+)
 async def test_all_workers_are_restarted_one_by_one(deploy, record, grace):
     workers, frontend = two_workers(deploy, *PACE, "--drain-grace-seconds", grace)
     load = Load([frontend.url], streams=STREAMS)

@@ -115,6 +115,7 @@ BAD = {
     "nested too deep": ({"model": "echo", "input": [[[1]]]}, 400, "invalid_request", None),
     "dimensions": ({"model": "echo", "input": "x", "dimensions": 8}, 400, "invalid_request", "dimensions"),
     "encoding": ({"model": "echo", "input": "x", "encoding_format": "hex"}, 400, "invalid_request", "encoding_format"),
+    "priority": ({"model": "echo", "input": "x", "priority": 2**70}, 400, "invalid_request", "priority"),
     "too many": ({"model": "echo", "input": ["x"] * 9}, 400, "invalid_request", "input"),
     "too long": ({"model": "echo", "input": ["x", "word " * 9000]}, 400, "context_length_exceeded", "input"),
     "too many ids": ({"model": "echo", "input": [5] * 5000}, 400, "context_length_exceeded", "input"),

@@ -73,6 +73,13 @@ def test_flags_reach_the_processes_and_the_rest_the_engine():
     assert (worker.replicas, worker.resources, worker.env) == (3, {"gpu": "2"}, {})
 
 
+def test_several_frontends_share_the_port():
+    frontend = by_name(from_flags(ServeSettings(frontends=3, port=81), (), {}))["frontend"]
+    assert frontend.replicas == 3
+    assert frontend.argv[-1] == "--http-reuse-port"
+    assert "--http-reuse-port" not in by_name(from_flags(ServeSettings(), (), {}))["frontend"].argv
+
+
 def test_threads_that_the_user_set_are_kept():
     worker = by_name(from_flags(ServeSettings(), (), {"OMP_NUM_THREADS": "4"}))["worker"]
     assert worker.env == {"OPENBLAS_NUM_THREADS": "1"}

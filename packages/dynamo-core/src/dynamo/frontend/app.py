@@ -12,6 +12,8 @@ from dynamo.frontend.access_log import AccessLog
 from dynamo.frontend.artifact_fetch import ArtifactFetcher
 from dynamo.frontend.embedding_calls import EmbeddingCalls
 from dynamo.frontend.embeddings import EmbeddingRequest, Embeddings
+from dynamo.frontend.messages import MessageRequest, Messages, TokenCountRequest
+from dynamo.frontend.messages import render_error as message_error
 from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.frontend.model_pages import ModelPages
 from dynamo.frontend.models import ServedModels
@@ -19,18 +21,26 @@ from dynamo.frontend.openapi import ApiPages
 from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.probes import Probes
 from dynamo.frontend.requests import ChatRequest, CompletionRequest
+from dynamo.frontend.responses import ResponseRequest, Responses
+from dynamo.frontend.responses import render_error as response_error
 from dynamo.frontend.routes import Access, Route, install
+from dynamo.frontend.routing_pages import RoutingPages
 from dynamo.frontend.security import Cors, TlsFiles, create_security
 from dynamo.frontend.settings import FrontendSettings
+from dynamo.frontend.sqlite_store import SqliteStore
+from dynamo.frontend.store import FrontendStore, NoStore
 from dynamo.frontend.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
 from dynamo.plugins import plugins
 from dynamo.preprocessor.artifacts import ArtifactCache
+from dynamo.protocols.kv_events import KV_EVENTS_SUBJECT
 from dynamo.protocols.load import LOAD_SUBJECT
 from dynamo.router.candidates import CandidateTable
+from dynamo.router.explain import DecisionLog
+from dynamo.router.metrics import RouterMetrics
 from dynamo.router.policy import policy_for_mode
 from dynamo.router.settings import RouterSettings
 from dynamo.runtime.distributed import DistributedRuntime
-from dynamo.runtime.http import HttpLimits, HttpServer
+from dynamo.runtime.http import HttpLimits, HttpServer, RouteHandler
 from dynamo.runtime.telemetry import METRICS_CONTENT_TYPE
 
 __all__ = ["Frontend"]
@@ -49,13 +59,14 @@ class Frontend:
         self._settings = settings
         self._runtime = runtime
         # Made once here so that an unknown mode stops the start, not the first request.
-        policy_for_mode(router.router_mode, plugins())
+        policy_for_mode(router.router_mode, plugins(), router)
         state_directory = runtime.settings.state_directory()
         cache = ArtifactCache(Path(settings.artifact_cache_dir or state_directory / "artifacts"))
         fetcher = ArtifactFetcher(runtime.request_plane, cache)
-        self.models = ServedModels(
-            fetcher, lambda: CandidateTable(policy_for_mode(router.router_mode, plugins()), router)
-        )
+        self._router = router
+        self._router_metrics = RouterMetrics(runtime.metrics)
+        self._decisions = DecisionLog(router.router_decision_log_size) if router.explain else None
+        self.models = ServedModels(fetcher, self._candidates)
         self.server = HttpServer(HttpLimits(body_bytes=settings.http_body_limit_mib << 20))
         self._security = create_security(settings, state_directory)
         self._tls = TlsFiles.from_settings(settings)
@@ -63,6 +74,8 @@ class Frontend:
         self._access_log = AccessLog(settings.access_log) if settings.access_log else None
         metrics.access_log = self._access_log
         self._pipeline = Pipeline(self.models, runtime.request_plane, metrics, runtime.tracing, settings)
+        self._responses = Responses(self._pipeline, metrics, _create_store(settings, state_directory), settings)
+        self._messages = Messages(self._pipeline, self.models, metrics, settings)
         calls = EmbeddingCalls(runtime.request_plane, settings.migration_limit)
         self._embeddings = Embeddings(self.models, calls, metrics, runtime.tracing, settings)
         self._tokenization = Tokenization(self.models, metrics)
@@ -78,10 +91,13 @@ class Frontend:
         runtime, settings = self._runtime, self._settings
         runtime.health.require("discovery", self._discovery_state)
         tls = self._tls.context if self._tls is not None else None
-        port = await self.server.listen(settings.http_host, settings.http_port, tls=tls, flag="--http-port")
+        port = await self.server.listen(
+            settings.http_host, settings.http_port, tls=tls, reuse_port=settings.http_reuse_port, flag="--http-port"
+        )
         runtime.instances.listen(self.models.on_instance)
         if runtime.event_plane is not None:
             await runtime.event_plane.subscribe(LOAD_SUBJECT, self.models.on_load)
+            await runtime.event_plane.subscribe(KV_EVENTS_SUBJECT, self.models.on_kv_events)
         logger.info("listening on %s://%s:%d", "http" if tls is None else "https", settings.http_host, port)
         watches = [asyncio.ensure_future(watch) for watch in self._watches()]
         try:
@@ -94,12 +110,28 @@ class Frontend:
 
     async def _close(self) -> None:
         await self.server.close(self._settings.drain_grace_seconds)
-        for part in (self._pipeline, self._embeddings, self._tokenization, self.models):
+        for part in (
+            self._pipeline,
+            self._responses,
+            self._messages,
+            self._embeddings,
+            self._tokenization,
+            self.models,
+        ):
             await part.close()
         if self._security is not None:
             self._security.close()
         if self._access_log is not None:
             await asyncio.to_thread(self._access_log.close)
+
+    def _candidates(self, model: str) -> CandidateTable:
+        return CandidateTable(
+            policy_for_mode(self._router.router_mode, plugins(), self._router),
+            self._router,
+            plane=self._runtime.request_plane,
+            metrics=self._router_metrics.of(model),
+            decisions=self._decisions,
+        )
 
     def _watches(self) -> list[Coroutine[Any, Any, None]]:
         found = [self._security.watch if self._security is not None else None]
@@ -110,7 +142,12 @@ class Frontend:
         models, tokens = ModelPages(self.models), self._tokenization
         probes = Probes(self._runtime, self.models, private=self._security is not None)
         pages = ApiPages()
-        chat, texts, embeddings = self._pipeline.chat, self._pipeline.completions, self._embeddings.handle
+        routing = RoutingPages(self._decisions) if self._decisions is not None else None
+        chat: RouteHandler = self._pipeline.chat
+        texts: RouteHandler = self._pipeline.completions
+        embeddings = self._embeddings.handle
+        if routing is not None:
+            chat, texts = routing.explained(chat), routing.explained(texts)
         metered, free = Access.METERED, Access.OPEN
         metrics = Access.KEY if self._settings.metrics_auth else free
         routes = [
@@ -128,10 +165,42 @@ class Frontend:
             Route("GET", "/openapi.json", pages.document, "This document.", free),
             Route("GET", "/docs", pages.page, "This document for people.", free, response="text/html"),
         ]
+        routes += self._response_routes() + self._message_routes()
+        if routing is not None:
+            routes += [
+                Route("GET", "/debug/routing", routing.every, "The last routing decisions, newest first."),
+                Route("GET", "/debug/routing/{request_id}", routing.one, "Why a request went where it went."),
+            ]
         pages.describe(routes)
         return routes
+
+    def _response_routes(self) -> list[Route]:
+        served, one = self._responses, "/v1/responses/{response}"
+        routes = [
+            Route("POST", "/v1/responses", served.create, "Answer.", Access.METERED, ResponseRequest, streams=True),
+            Route("GET", one, served.fetch, "A response that was kept."),
+            Route("DELETE", one, served.delete, "Forget a response."),
+            Route("GET", f"{one}/input_items", served.input_items, "The conversation before a response."),
+        ]
+        return [route._replace(render_error=response_error) for route in routes]
+
+    def _message_routes(self) -> list[Route]:
+        path, answer, count = "/v1/messages", self._messages.create, self._messages.count_tokens
+        routes = [
+            Route("POST", path, answer, "Answer, as Anthropic.", Access.METERED, MessageRequest, streams=True),
+            Route("POST", f"{path}/count_tokens", count, "Length of a prompt.", request=TokenCountRequest),
+        ]
+        return [route._replace(render_error=message_error) for route in routes]
 
     def _discovery_state(self) -> str | None:
         if not self._runtime.instances.synced.is_set():
             return "discovery has not been read yet"
         return self.models.state()
+
+
+def _create_store(settings: FrontendSettings, state_directory: Path) -> FrontendStore:
+    """The store of responses; raises ConfigError when its file cannot be used."""
+    if not settings.response_store_entries:
+        return NoStore()
+    path = state_directory / "frontend" / "responses.sqlite"
+    return SqliteStore(path, settings.response_store_entries, settings.response_store_mib << 20)

@@ -23,7 +23,7 @@ from dynamo.frontend.embedding_calls import EmbeddingCalls
 from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
 from dynamo.frontend.refusals import Refusals, check_room, request_id
-from dynamo.frontend.requests import decode_body
+from dynamo.frontend.requests import Priority, decode_body
 from dynamo.frontend.settings import FrontendSettings
 from dynamo.frontend.token_inputs import checked_ids, encode_texts
 from dynamo.protocols.llm import PreprocessedRequest, StopConditions, pack_token_ids
@@ -48,7 +48,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
     dimensions: int | None = None
     user: str | None = None
     cache_salt: str | None = None
-    priority: int = 0
+    priority: Priority = 0
 
 
 class _Job(msgspec.Struct):

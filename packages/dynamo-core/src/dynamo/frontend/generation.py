@@ -21,8 +21,8 @@ from dynamo.protocols.addressing import format_instance_id
 from dynamo.protocols.llm import LLMEngineOutput, PreprocessedRequest, TokenLogprob, Usage, pack_token_ids
 from dynamo.protocols.parsing import ParsedDelta, ToolCallDelta
 from dynamo.protocols.planes import PlaneStream, RequestPlane
-from dynamo.protocols.routing import RouteRequest
-from dynamo.router.candidates import Candidate
+from dynamo.protocols.routing import PromptHashes, RouteRequest
+from dynamo.router.route import Route
 from dynamo.runtime.context import Context
 from dynamo.runtime.tracing import Span, Tracing
 
@@ -98,11 +98,9 @@ class Generation:
         self._token_ids: list[int] = []
         self._cached_tokens = 0
         self._failed_instances: frozenset[int] = frozenset()
-        self._candidate: Candidate | None = None
-        self._booked = False
+        self._route: Route | None = None
         self._context: Context | None = None
         self._stream: PlaneStream | None = None
-        self._answered = False
         self._paused = False
         self._done = False
 
@@ -118,29 +116,27 @@ class Generation:
             NoInstances: nobody can take the request.
         """
         request = self._request
-        candidate = self._model.candidates.select(
+        route = self._model.candidates.route(
             RouteRequest(
                 request_id=request.request_id,
                 model=self._model.name,
-                prompt_tokens=self._prompt_tokens,
+                prompt_tokens=len(request.token_ids) // 4,
                 lora=request.lora,
                 priority=request.priority,
                 excluded=self._failed_instances,
+                prompt=PromptHashes(request.token_ids, request.lora, request.cache_salt),
             ),
             time.monotonic(),
         )
-        request.dp_rank = candidate.key.dp_rank
-        candidate.sent()
-        self._answered = False
-        self._candidate = candidate
-        self._booked = True
-        worker = format_instance_id(candidate.key.instance_id)
+        request.dp_rank = route.worker.dp_rank
+        self._route = route
+        worker = format_instance_id(route.worker.instance_id)
         self._span = self._tracing.span("route", self._metrics.span.context, {"worker": worker, "choice": self.choice})
         request.trace = self._span.context
         self._context = Context(
             request.request_id, deadline_unix_seconds=request.deadline_unix_seconds, trace=request.trace
         )
-        self._stream = self._plane.send(candidate.record, _encode(request), self, self._context)
+        self._stream = self._plane.send(route.record, _encode(request), self, self._context)
         if self._paused:
             # A client that was too slow for the first worker is so for the next one.
             self._stream.pause()
@@ -170,9 +166,8 @@ class Generation:
         assert self._context is not None
         if self._done or self._context.cancelled:
             return
-        if not self._answered and self._candidate is not None:
-            self._answered = True
-            self._candidate.breaker.succeeded()
+        if self._route is not None:
+            self._route.answered()
         try:
             output = _decode(items[0])
             for item in items[1:]:
@@ -197,8 +192,8 @@ class Generation:
         """The worker failed: go on elsewhere if that is allowed, else tell the client."""
         if self._done:
             return
-        if self._candidate is not None:
-            self._candidate.failed(error, time.monotonic())
+        if self._route is not None:
+            self._route.failed(error, time.monotonic())
         if self._span is not None:
             self._span.end(error.code)
         self._release()
@@ -209,8 +204,8 @@ class Generation:
         if not self._may_migrate(error):
             self._fail(error)
             return
-        if self._candidate is not None:
-            self._failed_instances |= {self._candidate.key.instance_id}
+        if self._route is not None:
+            self._failed_instances |= {self._route.worker.instance_id}
         self._migrations_left -= 1
         self._metrics.migrated()
         logger.info(
@@ -288,10 +283,8 @@ class Generation:
             self._context.cancel()
 
     def _release(self) -> None:
-        if self._booked:
-            self._booked = False
-            assert self._candidate is not None
-            self._candidate.ended()
+        if self._route is not None:
+            self._route.end()
 
     def _out_of_time(self) -> bool:
         deadline = self._request.deadline_unix_seconds

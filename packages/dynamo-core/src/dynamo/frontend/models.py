@@ -16,6 +16,7 @@ from dynamo.frontend.security.identity import current_identity
 from dynamo.plugins import NamedRegistry, plugins
 from dynamo.preprocessor import TextModel
 from dynamo.protocols.discovery import InstanceRecord
+from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.llm import DisaggregationMode
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import ModelDeploymentCard
@@ -25,6 +26,7 @@ __all__ = ["ServedModel", "ServedModels"]
 
 logger = logging.getLogger(__name__)
 _decode_load = msgspec.msgpack.Decoder(WorkerLoad).decode
+_decode_events = msgspec.msgpack.Decoder(KvEventBatch).decode
 
 
 class ServedModel:
@@ -57,7 +59,7 @@ def _installed(name: str | None, registry: NamedRegistry[Any]) -> str | None:
 class ServedModels:
     """Models by name and alias, kept current by discovery."""
 
-    def __init__(self, fetcher: ArtifactFetcher, make_candidates: Callable[[], CandidateTable]) -> None:
+    def __init__(self, fetcher: ArtifactFetcher, make_candidates: Callable[[str], CandidateTable]) -> None:
         self._fetcher = fetcher
         self._make_candidates = make_candidates
         self._models: dict[str, ServedModel] = {}
@@ -65,6 +67,7 @@ class ServedModels:
         self._pending: dict[str, list[InstanceRecord]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._caught_up = False
+        self._unreadable = False
 
     def on_instance(self, kind: Literal["put", "delete"], record: InstanceRecord) -> None:
         """Listener of `dynamo.runtime.instances.Instances`."""
@@ -111,8 +114,14 @@ class ServedModels:
 
     def state(self) -> str | None:
         """None once every model that was announced at the start can be served; see `dynamo.runtime.health.Health`."""
-        self._caught_up = self._caught_up or not self._pending
-        return None if self._caught_up else f"reading the tokenizers of {', '.join(sorted(self._pending))}"
+        if self._caught_up:
+            return None
+        if self._pending:
+            return f"reading the tokenizers of {', '.join(sorted(self._pending))}"
+        if not all(model.candidates.caught_up() for model in self._models.values()):
+            return "reading what the workers have cached"
+        self._caught_up = True
+        return None
 
     def on_load(self, payload: bytes) -> None:
         """Listener of the event plane: what a worker says of its load."""
@@ -125,8 +134,23 @@ class ServedModels:
         if model is not None:
             model.candidates.take_load(load, time.monotonic())
 
+    def on_kv_events(self, payload: bytes) -> None:
+        """Listener of the event plane: how a worker's cache has changed."""
+        try:
+            batch = _decode_events(payload)
+        except msgspec.MsgspecError as error:
+            # One broken worker could fill the log.
+            logger.log(logging.DEBUG if self._unreadable else logging.WARNING, "unreadable KV events: %s", error)
+            self._unreadable = True
+            return
+        model = self._models.get(batch.model)
+        if model is not None:
+            model.candidates.take_events(batch)
+
     async def close(self) -> None:
         """Stop what is being fetched."""
+        for model in self._models.values():
+            await model.candidates.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -188,7 +212,7 @@ class ServedModels:
                     waiting.append(waiting.pop(waiting.index(record)))
                 await asyncio.sleep(0.5)
                 continue
-            model = ServedModel(card, text, self._make_candidates())
+            model = ServedModel(card, text, self._make_candidates(name))
             self._models[name] = model
             for waiting_record in self._pending.pop(name):
                 if waiting_record.card is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ __all__ = [
     "ChatRequest",
     "CommonParameters",
     "CompletionRequest",
+    "Priority",
     "StreamOptions",
     "check_chat",
     "check_common",
@@ -28,9 +29,13 @@ __all__ = [
 ]
 
 R = TypeVar("R", bound=msgspec.Struct)
+#: What does not fit engines' integers is refused here: on the request plane it could not even be encoded.
+Priority: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 STOP_STRING_LIMIT_CHARACTERS = 1024
+_TOKEN_ID_DIGITS = 10
 _PATH = re.compile(r" - at `\$\.?(.*)`\Z")
 
 
@@ -58,11 +63,11 @@ class CommonParameters(msgspec.Struct, kw_only=True):
     repetition_penalty: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool = False
     logit_bias: dict[str, float] | None = None
     cache_salt: str | None = None
-    priority: int = 0
+    priority: Priority = 0
     user: str | None = None
 
 
@@ -124,7 +129,7 @@ def check_common(request: CommonParameters, *, max_stop_strings: int) -> None:
     check_range("n", request.n, 1, math.inf)
     check_range("max_tokens", request.max_tokens, 1, math.inf)
     check_range("min_tokens", request.min_tokens, 0, math.inf)
-    check_range("top_k", request.top_k, -1, math.inf)
+    check_range("top_k", request.top_k, -1, 2**31 - 1)
     check_range("seed", request.seed, -(2**63), 2**63 - 1)
     check_stop(request.stop, max_stop_strings)
     _check_logit_bias(request.logit_bias)
@@ -202,7 +207,7 @@ def check_stop(stop: str | list[str] | None, most: int, param: str = "stop") -> 
 
 def _check_logit_bias(bias: dict[str, float] | None) -> None:
     for token, value in (bias or {}).items():
-        if not token.isascii() or not token.isdigit():
+        if not token.isascii() or not token.isdigit() or len(token) > _TOKEN_ID_DIGITS or int(token) >= 2**32:
             raise InvalidRequest(f"'logit_bias' key {token!r} is not a token id", param="logit_bias")
         check_range(f"logit_bias.{token}", value, -100, 100)
 

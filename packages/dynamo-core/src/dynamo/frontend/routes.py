@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from dynamo.errors import DynamoError
 from dynamo.frontend.security import Cors, Security
-from dynamo.runtime.http import HttpServer, RouteHandler
+from dynamo.runtime.http import Exchange, HttpServer, RouteHandler
 
 __all__ = ["Access", "Route", "install"]
+
+RenderError: TypeAlias = Callable[[DynamoError], "tuple[int, dict[str, Any]]"]
 
 _PARAMETER = re.compile(r"\{\w+\}")
 
@@ -46,6 +49,8 @@ class Route(NamedTuple):
     """Content type of a success."""
     streams: bool = False
     """Whether ``"stream": true`` makes it server-sent events."""
+    render_error: RenderError | None = None
+    """Status and body of an error; None: OpenAI's."""
 
 
 def install(server: HttpServer, routes: Sequence[Route], security: Security | None, cors: Cors | None) -> None:
@@ -55,6 +60,9 @@ def install(server: HttpServer, routes: Sequence[Route], security: Security | No
         handler = route.handler
         if security is not None and route.access is not Access.OPEN:
             handler = security.guard(handler, metered=route.access is Access.METERED)
+        if route.render_error is not None:
+            # Outside the guard: refusals of keys are rendered too.
+            handler = _rendering(handler, route.render_error)
         if cors is not None:
             # Outermost: a page must be able to read why it was refused.
             handler = cors.allow(handler)
@@ -64,3 +72,11 @@ def install(server: HttpServer, routes: Sequence[Route], security: Security | No
     if cors is not None:
         for path, served in methods.items():
             server.route("OPTIONS", path, cors.preflight(served))
+
+
+def _rendering(handler: RouteHandler, render_error: RenderError) -> RouteHandler:
+    def handle(exchange: Exchange) -> None:
+        exchange.render_error = render_error
+        handler(exchange)
+
+    return handle

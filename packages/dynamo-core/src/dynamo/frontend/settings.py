@@ -20,6 +20,8 @@ class FrontendSettings(Settings):
     """Address that clients connect to."""
     http_port: int = setting(8000, env=("DYN_HTTP_PORT",), ge=0, le=65535)
     """Port that clients connect to; 0 takes a free one."""
+    http_reuse_port: bool = setting(False, env=("DYN_HTTP_REUSE_PORT",))
+    """Let several frontends of this machine listen on one port; connections are spread over them."""
     http_body_limit_mib: int = setting(8, env=("DYN_HTTP_BODY_LIMIT_MB",), ge=1)
     """Largest request body in MiB; beyond it the answer is 413."""
     request_timeout_seconds: float = setting(600.0, env=("DYN_REQUEST_TIMEOUT_SECONDS",), gt=0)
@@ -38,6 +40,11 @@ class FrontendSettings(Settings):
     """File that gets one JSON line per finished request; ``-`` is standard output, empty none."""
     drain_grace_seconds: float = setting(30.0, env=("DYN_FRONTEND_DRAIN_GRACE_SECONDS",), ge=0)
     """How long open responses may go on after SIGTERM."""
+    response_store_entries: int = setting(10_000, env=("DYN_RESPONSE_STORE_ENTRIES",), ge=0)
+    """Responses of /v1/responses that are kept for clients to go on from, in a file of the state directory that all
+    frontends of the machine share; beyond it the least recently used go. 0 keeps none."""
+    response_store_mib: int = setting(256, env=("DYN_RESPONSE_STORE_MIB",), ge=1)
+    """Size of the kept responses together."""
     max_embedding_inputs: int = setting(2048, env=("DYN_MAX_EMBEDDING_INPUTS",), ge=1)
     """Most inputs of one embedding request."""
     embedding_concurrency: int = setting(32, env=("DYN_EMBEDDING_CONCURRENCY",), ge=1)

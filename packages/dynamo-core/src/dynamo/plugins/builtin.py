@@ -69,7 +69,7 @@ _REASONING_PARSERS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 
 @hookimpl
 def dynamo_register_engines(engines: Registry[EngineFactory]) -> None:
-    """The reference engine and the scripted one."""
+    """The reference engine, the scripted one and the simulated one."""
     engines.register(
         "reference",
         "dynamo.reference.engine:ReferenceEngine",
@@ -81,6 +81,12 @@ def dynamo_register_engines(engines: Registry[EngineFactory]) -> None:
         "dynamo.echo.engine:EchoEngine",
         stability="beta",
         summary="scripted tokens, for tests and plugin authors",
+    )
+    engines.register(
+        "mocker",
+        "dynamo.mocker.engine:MockerEngine",
+        stability="beta",
+        summary="schedules, caches and takes time like a GPU engine, without one",
     )
 
 
@@ -96,7 +102,9 @@ def dynamo_register_routers(
     scorers.register("active-requests", "dynamo.router.scorers:ActiveRequests", summary="fewest requests in flight")
     pickers.register("round-robin", "dynamo.router.pickers:RoundRobin", summary="one after the other")
     pickers.register("random", "dynamo.router.pickers:Random", summary="uniformly random")
+    pickers.register("power-of-two", "dynamo.router.pickers:PowerOfTwo", summary="the better of two at random")
     pickers.register("max-score", "dynamo.router.pickers:MaxScore", summary="highest score, ties at random")
+    pickers.register("softmax", "dynamo.router.pickers:Softmax", summary="drawn, likelier with a higher score")
 
 
 @hookimpl
@@ -162,6 +170,8 @@ def dynamo_register_commands(group: CommandGroup) -> None:
     """The commands of dynamo-core."""
     group.add_lazy_command("serve", "dynamo.serve.command:serve", "Serve a model, or a graph file, on this machine.")
     group.add_lazy_command("chat", "dynamo.cli.chat:chat", "Talk to any OpenAI-compatible server.")
+    group.add_lazy_command("explain", "dynamo.cli.explain:explain", "Show why a request went to its worker.")
     group.add_lazy_command("plugins", "dynamo.cli.plugins:plugins_command", "Show what is installed and healthy.")
     group.add_lazy_command("doctor", "dynamo.cli.doctor:doctor", "Check this machine, with a fix for each problem.")
+    group.add_lazy_command("replay", "dynamo.replay.command:replay", "Replay a trace on simulated workers.")
     group.add_lazy_command("conformance", "dynamo.testing.command:conformance", "Test a plugin against its contract.")

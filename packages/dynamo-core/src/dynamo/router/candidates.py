@@ -1,85 +1,50 @@
-"""The workers of one model that may take a request: what this router has sent them, and what they say of themselves."""
+"""The workers of one model that may take a request, and the policy that chooses among them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
-from dynamo.errors import CannotConnect, DynamoError, EngineShutdown, Overloaded, StreamIncomplete, TransportError
+from dynamo.errors import Overloaded
 from dynamo.protocols.addressing import InstanceId, WorkerKey
 from dynamo.protocols.discovery import InstanceRecord
-from dynamo.protocols.load import EngineLoad, WorkerLoad
+from dynamo.protocols.kv_events import KvEventBatch
+from dynamo.protocols.load import WorkerLoad
+from dynamo.protocols.planes import RequestPlane
 from dynamo.protocols.routing import RouteRequest
-from dynamo.router.breaker import CircuitBreaker
-from dynamo.router.policy import RouterPolicy
+from dynamo.router.explain import Decision, DecisionLog
+from dynamo.router.kv_state import KvState
+from dynamo.router.metrics import ModelRouterMetrics
+from dynamo.router.policy import Choice, RouterPolicy
+from dynamo.router.route import Route
 from dynamo.router.settings import RouterSettings
+from dynamo.router.worker import LOAD_LIFETIME_SECONDS, Candidate
 
 __all__ = ["LOAD_LIFETIME_SECONDS", "Candidate", "CandidateTable"]
-
-#: What a worker said of its load longer ago than this is not used; workers repeat theirs every 5 s.
-LOAD_LIFETIME_SECONDS = 15.0
-#: Failures that lie with the worker, not with the request. A full or draining worker is well.
-_WORKER_FAILURES = (TransportError, EngineShutdown, StreamIncomplete)
-
-
-class Candidate:
-    """One data-parallel rank of one instance; implements `dynamo.protocols.routing.CandidateView`."""
-
-    __slots__ = ("_load_time", "active_requests", "breaker", "key", "load", "record")
-
-    def __init__(self, key: WorkerKey, record: InstanceRecord) -> None:
-        self.key = key
-        self.record = record
-        self.active_requests = 0
-        self.breaker = CircuitBreaker()
-        self.load: EngineLoad | None = None
-        self._load_time = 0.0
-
-    def sent(self) -> None:
-        """A request goes to this worker; :meth:`ended` must follow once."""
-        self.active_requests += 1
-        self.breaker.sent()
-
-    def ended(self) -> None:
-        """It is over, however."""
-        self.active_requests -= 1
-        self.breaker.ended()
-
-    def failed(self, error: DynamoError, now: float) -> None:
-        """It failed."""
-        if isinstance(error, _WORKER_FAILURES):
-            self.breaker.failed(now, unreachable=isinstance(error, CannotConnect))
-
-    def set_load(self, load: EngineLoad, now: float) -> None:
-        """The worker said this of itself."""
-        self.load = load
-        self._load_time = now
-
-    def forget_old_load(self, now: float) -> None:
-        """Drop what was said too long ago."""
-        if self.load is not None and now - self._load_time > LOAD_LIFETIME_SECONDS:
-            self.load = None
-
-    def busy(self, settings: RouterSettings) -> bool:
-        """Whether the worker is beyond one of the thresholds; one that says nothing is not."""
-        load = self.load
-        if load is None:
-            return False
-        prefill, blocks = settings.active_prefill_tokens_threshold, settings.active_decode_blocks_threshold
-        if prefill is not None and load.active_prefill_tokens > prefill:
-            return True
-        return blocks is not None and load.used_kv_blocks > blocks * load.total_kv_blocks > 0
 
 
 class CandidateTable:
     """Candidates by routing key, and the policy that chooses among them. `now` is any monotonic clock, in seconds."""
 
-    def __init__(self, policy: RouterPolicy, settings: RouterSettings | None = None) -> None:
+    def __init__(
+        self,
+        policy: RouterPolicy,
+        settings: RouterSettings | None = None,
+        *,
+        plane: RequestPlane | None = None,
+        metrics: ModelRouterMetrics | None = None,
+        decisions: DecisionLog | None = None,
+    ) -> None:
+        """`plane` is how workers are asked for their cache; `decisions` keeps what is decided, None nothing."""
         self._policy = policy
         self._settings = settings or RouterSettings()
+        self._metrics = metrics
+        self._decisions = decisions
         self._watches_load = (
             self._settings.active_prefill_tokens_threshold is not None
             or self._settings.active_decode_blocks_threshold is not None
         )
+        self._kv = KvState(self._settings, plane, metrics) if policy.needs_facts else None
         self._candidates: dict[WorkerKey, Candidate] = {}
         self._ordered: list[Candidate] = []
 
@@ -94,9 +59,10 @@ class CandidateTable:
             key = WorkerKey(record.id, rank)
             known = self._candidates.get(key)
             if known is None:
-                self._candidates[key] = Candidate(key, record)
-            else:
-                known.record = record
+                known = self._candidates[key] = Candidate(key, record)
+            known.record = record
+            if self._kv is not None:
+                known.kv = self._kv.put(key, record)
         self._order()
 
     def remove(self, instance_id: int) -> None:
@@ -115,22 +81,72 @@ class CandidateTable:
             if candidate is not None:
                 candidate.set_load(rank, now)
 
+    def take_events(self, batch: KvEventBatch) -> None:
+        """KV events that a worker published."""
+        if self._kv is not None:
+            self._kv.take_events(batch)
+
+    def caught_up(self) -> bool:
+        """Whether no worker is being asked for the content of its cache."""
+        return self._kv is None or not self._kv.indexer.asking()
+
     def select(self, request: RouteRequest, now: float) -> Candidate:
-        """The candidate for `request`; the caller calls its `sent`, and at the end `ended`.
+        """The candidate for `request`; the caller calls its `sent`, and at the end `ended`. Books nothing.
 
         Raises:
             NoInstances: there is none.
             Overloaded: all are beyond a threshold.
         """
-        usable = [candidate for candidate in self._ordered if candidate.breaker.allows(now)]
+        return self._candidates[self._choose(request, now).chosen.key]
+
+    def route(self, request: RouteRequest, now: float) -> Route:
+        """Choose a worker for `request` and count it as its work until `Route.end`.
+
+        Raises:
+            NoInstances: there is none.
+            Overloaded: all are beyond a threshold.
+        """
+        choice = self._choose(request, now)
+        candidate = self._candidates[choice.chosen.key]
+        if self._metrics is not None:
+            self._metrics.decided()
+        if self._decisions is not None:
+            self._decisions.add(self._decision(request, choice))
+        booking = None
+        if self._kv is not None:
+            everybody = [self._candidates[other.key] for other in choice.candidates]
+            booking = self._kv.book(request, candidate, everybody, now)
+        return Route(candidate, booking)
+
+    async def close(self) -> None:
+        """Stop what runs in the background."""
+        if self._kv is not None:
+            await self._kv.close()
+
+    def _choose(self, request: RouteRequest, now: float) -> Choice:
+        usable: Sequence[Candidate] = [candidate for candidate in self._ordered if candidate.breaker.allows(now)]
         # With every circuit open a try costs nothing that waiting would save.
         usable = usable or self._ordered
         if self._watches_load and usable:
             usable = self._not_busy(usable, request, now)
-        chosen = self._policy.select(request, usable)
-        return self._candidates[chosen.key]
+        if self._kv is not None:
+            self._kv.measure(request, usable, now)
+        return self._policy.decide(request, usable)
 
-    def _not_busy(self, usable: list[Candidate], request: RouteRequest, now: float) -> list[Candidate]:
+    def _decision(self, request: RouteRequest, choice: Choice) -> Decision:
+        return Decision(
+            request_id=request.request_id,
+            model=request.model,
+            mode=self._settings.router_mode,
+            unix_seconds=time.time(),
+            prompt_tokens=request.prompt_tokens,
+            chosen=choice.chosen.key,
+            workers=[candidate.key for candidate in choice.candidates],
+            facts=[candidate.facts for candidate in choice.candidates],
+            scores=choice.scores,
+        )
+
+    def _not_busy(self, usable: Sequence[Candidate], request: RouteRequest, now: float) -> list[Candidate]:
         for candidate in usable:
             candidate.forget_old_load(now)
         free = [candidate for candidate in usable if not candidate.busy(self._settings)]
@@ -139,7 +155,10 @@ class CandidateTable:
         return free
 
     def _keep(self, wanted: Callable[[WorkerKey], bool]) -> None:
-        self._candidates = {key: candidate for key, candidate in self._candidates.items() if wanted(key)}
+        for key in [key for key in self._candidates if not wanted(key)]:
+            del self._candidates[key]
+            if self._kv is not None:
+                self._kv.remove(key)
 
     def _order(self) -> None:
         self._ordered = [self._candidates[key] for key in sorted(self._candidates)]

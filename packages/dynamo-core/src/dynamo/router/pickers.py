@@ -7,8 +7,9 @@ import random
 from collections.abc import Sequence
 
 from dynamo.protocols.routing import CandidateView, RouteRequest
+from dynamo.router.core.cost import softmax_weights
 
-__all__ = ["MaxScore", "Random", "RoundRobin"]
+__all__ = ["MaxScore", "PowerOfTwo", "Random", "RoundRobin", "Softmax"]
 
 
 class RoundRobin:
@@ -58,3 +59,43 @@ class MaxScore:
         """See `dynamo.protocols.routing.WorkerPicker`."""
         best = max(scores)
         return self._random.choice([c for c, score in zip(candidates, scores, strict=True) if score == best])
+
+
+class PowerOfTwo:
+    """The better of two random candidates: nearly as even as the best of all, and routers do not herd."""
+
+    def __init__(self) -> None:
+        self._random = random.Random()
+
+    def pick(
+        self,
+        request: RouteRequest,  # noqa: ARG002
+        candidates: Sequence[CandidateView],
+        scores: Sequence[float],
+    ) -> CandidateView:
+        """See `dynamo.protocols.routing.WorkerPicker`."""
+        if len(candidates) == 1:
+            return candidates[0]
+        one, other = self._random.sample(range(len(candidates)), 2)
+        return candidates[one if scores[one] >= scores[other] else other]
+
+
+class Softmax:
+    """Draws a candidate, likelier with a higher score; at temperature 0 the highest, like `MaxScore`."""
+
+    def __init__(self, temperature: float = 0.0) -> None:
+        self._temperature = temperature
+        self._random = random.Random()
+        self._highest = MaxScore()
+
+    def pick(
+        self, request: RouteRequest, candidates: Sequence[CandidateView], scores: Sequence[float]
+    ) -> CandidateView:
+        """See `dynamo.protocols.routing.WorkerPicker`."""
+        overrides = request.overrides
+        temperature = self._temperature
+        if overrides is not None and overrides.temperature is not None:
+            temperature = overrides.temperature
+        if temperature <= 0:
+            return self._highest.pick(request, candidates, scores)
+        return self._random.choices(candidates, softmax_weights(scores, temperature))[0]

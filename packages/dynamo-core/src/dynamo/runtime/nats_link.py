@@ -36,6 +36,8 @@ _RETRY_LIMIT_SECONDS = 2.0
 #: Errors that the server reports on one connection (permissions, a slow consumer) and that are logged.
 _REPORTS = 10
 _CLOSE_SECONDS = 1.0
+#: Sent before the server has to answer a ping. The library does not hold publishers back on every version of asyncio.
+_UNCONFIRMED_BYTES = 4 << 20
 #: An unanswered ping counts as a lost server after this many intervals: time for one to wait behind a full buffer.
 _SILENT_INTERVALS = 3
 
@@ -81,6 +83,7 @@ class NatsLink:
         self._connected = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._main: asyncio.Task[None] | None = None
+        self._unconfirmed_bytes = 0
         self._unexplained = False
         self.failure = ""
         """Why it is away."""
@@ -278,7 +281,12 @@ class NatsLink:
 
     async def _send_all(self, client: Client) -> None:
         while self._outbox and client is self._client:
-            await client.publish(*self._outbox.take())
+            message = self._outbox.take()
+            await client.publish(*message)
+            self._unconfirmed_bytes += len(message[1])
+            if self._unconfirmed_bytes > _UNCONFIRMED_BYTES:
+                self._unconfirmed_bytes = 0
+                await client.flush(self._flush_seconds)
 
     async def _subscribe(self, client: Client, subject: str, receive: Receiver) -> None:
         async def deliver(message: Msg) -> None:

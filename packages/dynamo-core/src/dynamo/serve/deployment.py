@@ -31,7 +31,7 @@ class Deployment:
 
 
 def from_flags(settings: ServeSettings, engine_args: Sequence[str], environ: Mapping[str, str]) -> Deployment:
-    """One frontend, and workers of one backend.
+    """Frontends on one port, and workers of one backend.
 
     Raises:
         PluginNotFound, PluginConflict: no such backend, or two of that name.
@@ -41,11 +41,12 @@ def from_flags(settings: ServeSettings, engine_args: Sequence[str], environ: Map
     port = port or free_port(settings.host)
     frontend = ["python3", "-m", "dynamo.frontend", "--http-host", settings.host, "--http-port", str(port)]
     frontend += ["--router-mode", settings.router_mode]
+    frontend += ["--http-reuse-port"] if settings.frontends > 1 else []
     worker = ["python3", "-m", "dynamo.worker", "--backend", settings.backend]
     for flag, value in (("--model", settings.model), ("--served-model-name", settings.served_model_name)):
         worker += [flag, value] if value else []
     components = [
-        ComponentSpec("frontend", tuple(frontend), kind="frontend"),
+        ComponentSpec("frontend", tuple(frontend), kind="frontend", replicas=settings.frontends),
         ComponentSpec(
             "worker",
             (*worker, *engine_args),

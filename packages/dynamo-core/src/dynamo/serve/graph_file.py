@@ -21,7 +21,7 @@ from dynamo.serve.settings import ServeSettings
 __all__ = ["from_graph_file"]
 
 #: Settings of `dynamo serve` that a graph file says itself.
-_SAID_BY_THE_FILE = ("backend", "model", "served_model_name", "replicas", "gpus")
+_SAID_BY_THE_FILE = ("backend", "model", "served_model_name", "replicas", "frontends", "gpus")
 
 
 def from_graph_file(settings: ServeSettings, environ: Mapping[str, str]) -> Deployment:

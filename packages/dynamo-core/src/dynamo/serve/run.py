@@ -116,15 +116,18 @@ class _Run:
             self._console.event("all components are ready; Ctrl-C stops everything")
 
     async def _wait_until_it_answers(self) -> list[str]:
-        """Model names that the frontend lists; none without a frontend."""
+        """Model names that the frontend lists; none without a frontend, or when it shows them to its clients only."""
         await self._scheduler.wait_ready()
-        if self._deployment.port is None:
+        if self._deployment.port is None or any(_speaks_tls(spec) for spec in self._components):
             return []
         host = reachable_host(self._deployment.host).strip("[]")
         while True:
             status, body = await http_get(host, self._deployment.port, "/v1/models")
             if status == 200 and (models := _model_names(body)):
                 return models
+            if status == 401:
+                # Models are shown to whoever has an API key; that it asks for one means that it answers.
+                return []
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _show_progress(self) -> None:
@@ -163,6 +166,14 @@ def _on_this_machine(spec: ComponentSpec, shared: Mapping[str, str]) -> Componen
     drains = {"DYN_DRAIN_GRACE_SECONDS": _DRAIN_SECONDS, "DYN_FRONTEND_DRAIN_GRACE_SECONDS": _DRAIN_SECONDS}
     defaults = {name: value for name, value in drains.items() if name not in os.environ}
     return msgspec.structs.replace(spec, env={**defaults, **spec.env, **shared})
+
+
+def _speaks_tls(spec: ComponentSpec) -> bool:
+    """Whether this is a frontend that a plain probe cannot ask; the scheduler's own probes say when it is ready."""
+    environment = {**os.environ, **spec.env}
+    return spec.kind == "frontend" and (
+        bool(environment.get("DYN_TLS_CERT_PATH")) or any("--tls-cert-path" in word for word in spec.argv)
+    )
 
 
 def _model_names(body: bytes) -> list[str]:

@@ -22,6 +22,8 @@ class ServeSettings(Settings):
     """Name that clients use; empty: the engine's choice."""
     replicas: int = setting(1, ge=1, le=64)
     """Number of workers."""
+    frontends: int = setting(1, ge=1, le=64)
+    """Number of frontends, which share the port."""
     gpus: int = setting(0, ge=0)
     """GPUs that each worker gets for itself; 0: all workers see every GPU."""
     router_mode: str = setting("round-robin", env=("DYN_ROUTER_MODE",))

@@ -344,7 +344,8 @@ def certificates(tmp_path_factory):
     directory = tmp_path_factory.mktemp("certificates")
     (directory / "san.cnf").write_text("subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n")
     new = ["openssl", "req", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
-    authority = ["-x509", "-days", "2", "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"]
+    authority = ["-x509", "-days", "2", "-subj", "/CN=authority", "-addext", "keyUsage=critical,keyCertSign"]
+    authority += ["-keyout", "ca.key", "-out", "ca.pem"]
     sign = ["-days", "2", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-extfile", "san.cnf"]
     for command in (
         [*new, *authority],

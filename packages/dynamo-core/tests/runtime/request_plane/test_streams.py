@@ -12,6 +12,7 @@ from dynamo.errors import CannotConnect, Disconnected, Draining, EngineError, In
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.runtime.client import stream_items
 from dynamo.runtime.context import Context
+from dynamo.runtime.request_plane.client import WINDOW_ITEMS
 from dynamo.runtime.server import iterator_handler
 
 TIMEOUT = 10.0

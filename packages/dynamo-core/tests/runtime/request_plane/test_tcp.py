@@ -134,3 +134,14 @@ def _free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["nonsense", ":80", "host:", "127.0.0.1:65536", "127.0.0.1:²", f"{'a' * 64}.example:80", "a..b:80", "unix:a\0b"],
+)
+async def test_an_address_that_is_none_fails_the_stream(pair, address):
+    pair.record = InstanceRecord("ns", "worker", "generate", 7, {"tcp": address})
+    sink, _ = pair.send()
+    await sink.wait()
+    assert isinstance(sink.error, CannotConnect)

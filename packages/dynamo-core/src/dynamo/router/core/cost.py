@@ -29,14 +29,17 @@ class CostParameters(msgspec.Struct, frozen=True):
     overlap_score_credit_decay: float = 0.0
     prefill_load_scale: float = 1.0
     active_request_blocks: float = 0.0
-    temperature: float = 0.0
 
     def overridden(self, overrides: RouterOverrides | None) -> CostParameters:
         """With the parameters that one request brings."""
         if overrides is None:
             return self
-        given = {name: value for name, value in msgspec.structs.asdict(overrides).items() if value is not None}
-        return msgspec.structs.replace(self, **given)
+        credit, scale = overrides.overlap_score_credit, overrides.prefill_load_scale
+        return msgspec.structs.replace(
+            self,
+            overlap_score_credit=self.overlap_score_credit if credit is None else credit,
+            prefill_load_scale=self.prefill_load_scale if scale is None else scale,
+        )
 
 
 class WorkerFacts(msgspec.Struct, gc=False):
@@ -63,10 +66,7 @@ def costs(parameters: CostParameters, prompt_tokens: int, workers: Sequence[Work
         if prefill < 0:
             prefill = 0.0
         found.append(
-            scale * prefill
-            + worker.active_decode_blocks
-            + worker.new_blocks
-            + per_request * worker.active_requests
+            scale * prefill + worker.active_decode_blocks + worker.new_blocks + per_request * worker.active_requests
         )
     return found
 

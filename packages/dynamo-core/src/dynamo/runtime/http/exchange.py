@@ -57,6 +57,7 @@ class Exchange:
         "query",
         "render_error",
         "responded",
+        "response_headers",
         "streaming",
     )
 
@@ -67,6 +68,8 @@ class Exchange:
         self.query = ""
         self.headers: dict[str, str] = {}
         self.body = b""
+        self.response_headers: dict[str, str] = {}
+        """Added to the response, whoever makes it; names in lower case."""
         self.params: str = ""
         """What the ``*`` of the route stands for."""
         self.render_error: Callable[[DynamoError], tuple[int, Any]] = _openai_error
@@ -160,7 +163,7 @@ class Exchange:
     def _head(self, status: int, content_type: str, headers: Mapping[str, str] | None) -> bytes:
         head = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
         head += b"content-type: " + content_type.encode("latin-1") + b"\r\n" + self.extra_head
-        for name, value in (headers or {}).items():
+        for name, value in {**self.response_headers, **(headers or {})}.items():
             head += f"{name}: {_one_line(value)}\r\n".encode("latin-1", "replace")
         return head if self.keep_alive else head + b"connection: close\r\n"
 

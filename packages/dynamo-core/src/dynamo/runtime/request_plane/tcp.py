@@ -99,7 +99,8 @@ class TcpRequestPlane(ConnectionPool):
                 host, port = split_address(address)
                 opening = loop.create_connection(lambda: connection, host, port)
             await asyncio.wait_for(opening, self.options.connect_timeout_seconds)
-        except (OSError, asyncio.TimeoutError, TransportError) as error:
+        except (OSError, ValueError, asyncio.TimeoutError, TransportError) as error:
+            # ValueError: what discovery says is an address need not be one (a label of 64 characters, a zero byte).
             reason = str(error) or f"no answer within {self.options.connect_timeout_seconds:g} s"
             connection.close(CannotConnect(f"cannot connect to {address}: {reason}"))
 
@@ -111,6 +112,6 @@ def split_address(address: str) -> tuple[str, int]:
         CannotConnect: it is neither.
     """
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdecimal() or int(port) > 65535:
         raise CannotConnect(f"{address!r} is not an address of the form host:port")
     return host.strip("[]"), int(port)

@@ -1,0 +1,155 @@
+"""What the router knows of the caches and the work of one model's workers, and finds out for each request.
+
+Owned by `CandidateTable` where the policy needs facts; a round-robin router has none and pays nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from dynamo.protocols.addressing import WorkerKey
+from dynamo.protocols.discovery import InstanceRecord
+from dynamo.protocols.kv_events import KvEventBatch
+from dynamo.protocols.planes import RequestPlane
+from dynamo.protocols.routing import RouteRequest
+from dynamo.router.core.active_sequences import ActiveSequences, Booking
+from dynamo.router.core.cost import WorkerFacts
+from dynamo.router.core.routed_blocks import RoutedBlocks
+from dynamo.router.indexer import KvIndexer
+from dynamo.router.metrics import ModelRouterMetrics
+from dynamo.router.settings import RouterSettings
+from dynamo.router.slots import Slots
+
+__all__ = ["KvState", "KvWorker"]
+
+_SWEEP_SECONDS = 1.0
+_DEFAULT_BLOCK_SIZE = 16
+
+
+class KvWorker:
+    """One worker's place in the index and its work."""
+
+    __slots__ = ("active", "block_size", "routed", "slot")
+
+    def __init__(self, slot: int, block_size: int, active: ActiveSequences, routed: RoutedBlocks | None) -> None:
+        self.slot = slot
+        self.block_size = block_size
+        self.active = active
+        self.routed = routed
+        """What it is believed to hold; None where its events are followed."""
+
+
+class MeasuredWorker(Protocol):
+    """A candidate, as far as it is measured here."""
+
+    facts: WorkerFacts
+    active_requests: int
+    kv: KvWorker | None
+
+
+class KvState:
+    """Caches and work of the workers of one model. `now` is any monotonic clock, in seconds."""
+
+    def __init__(
+        self, settings: RouterSettings, plane: RequestPlane | None, metrics: ModelRouterMetrics | None = None
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._slots = Slots()
+        self._workers: dict[WorkerKey, KvWorker] = {}
+        self._swept_at = 0.0
+        count = metrics.kv_event if metrics is not None else lambda _outcome, _number: None
+        self.indexer = KvIndexer(plane, max_blocks=settings.router_max_index_blocks, count=count)
+        if metrics is not None:
+            metrics.watch_index(self.indexer.blocks)
+
+    def put(self, worker: WorkerKey, record: InstanceRecord) -> KvWorker:
+        """A worker appeared, or has a new record."""
+        card = record.card
+        block_size = card.block_size_tokens if card is not None else _DEFAULT_BLOCK_SIZE
+        known = self._workers.get(worker)
+        if known is not None and known.block_size != block_size:
+            self.remove(worker)
+            known = None
+        if known is None:
+            known = self._workers[worker] = self._meet(worker, block_size, record)
+        if known.routed is None:
+            self.indexer.follow(worker, known.slot, block_size, record)
+        return known
+
+    def remove(self, worker: WorkerKey) -> None:
+        """A worker is gone, with all that it held."""
+        known = self._workers.pop(worker, None)
+        if known is not None:
+            self.indexer.forget(worker)
+            self.indexer.index(known.block_size).clear(known.slot)
+            self._slots.release(worker)
+
+    def take_events(self, batch: KvEventBatch) -> None:
+        """Events that a worker published."""
+        self.indexer.take(batch)
+
+    def measure(self, request: RouteRequest, candidates: Sequence[MeasuredWorker], now: float) -> None:
+        """Set the `facts` of all candidates for `request`."""
+        if now - self._swept_at >= _SWEEP_SECONDS:
+            self._sweep(now)
+        by_block_size: dict[int, tuple[list[int], dict[int, int]]] = {}
+        for candidate in candidates:
+            worker = candidate.kv
+            assert worker is not None
+            size = worker.block_size
+            found = by_block_size.get(size)
+            if found is None:
+                hashes = request.prompt.of(size) if request.prompt is not None else []
+                found = by_block_size[size] = (hashes, self.indexer.index(size).match(hashes))
+            hashes, overlaps = found
+            active = worker.active
+            candidate.facts = WorkerFacts(
+                size,
+                overlaps.get(worker.slot, 0),
+                len(hashes) - active.shared_blocks(hashes),
+                active.prefill_tokens,
+                active.decode_blocks,
+                candidate.active_requests,
+            )
+
+    def book(
+        self, request: RouteRequest, chosen: MeasuredWorker, others: Sequence[MeasuredWorker], now: float
+    ) -> Booking:
+        """`request` goes to `chosen`, whose facts were measured for it."""
+        worker, facts = chosen.kv, chosen.facts
+        assert worker is not None
+        size = worker.block_size
+        hashes = request.prompt.of(size) if request.prompt is not None else []
+        if hashes and self._metrics is not None:
+            best = max(other.facts.overlap_blocks for other in others)
+            self._metrics.overlapped(facts, len(hashes), best)
+        if worker.routed is not None and hashes:
+            index = self.indexer.index(size)
+            index.remove(worker.slot, worker.routed.use(hashes, now))
+            index.store(worker.slot, hashes)
+        uncached = max(0, request.prompt_tokens - facts.overlap_blocks * size)
+        return worker.active.book(uncached, hashes, now)
+
+    async def close(self) -> None:
+        """Stop what runs in the background."""
+        await self.indexer.close()
+
+    def _meet(self, worker: WorkerKey, block_size: int, record: InstanceRecord) -> KvWorker:
+        settings, card = self._settings, record.card
+        follows = settings.router_use_kv_events and card is not None and card.capabilities.kv_events
+        capacity = card.total_kv_blocks if card is not None else 0
+        return KvWorker(
+            self._slots.take(worker),
+            block_size,
+            ActiveSequences(settings.router_active_request_lifetime_seconds),
+            None if follows else RoutedBlocks(settings.router_ttl_seconds, capacity),
+        )
+
+    def _sweep(self, now: float) -> None:
+        self._swept_at = now
+        for worker in self._workers.values():
+            worker.active.expire(now)
+            if worker.routed is not None and (old := worker.routed.expire(now)):
+                self.indexer.index(worker.block_size).remove(worker.slot, old)
