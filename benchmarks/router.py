@@ -24,10 +24,18 @@ import numpy as np
 from benchmarks.harness.measure import Sample
 from benchmarks.harness.rows import Options, Row
 from benchmarks.peers.router_scenario import BLOCK_SIZE, conversations, events, prompt
+from dynamo.plugins import plugins
+from dynamo.protocols.addressing import InstanceId
+from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.hashing import sequence_hashes
 from dynamo.protocols.kv_events import HashesStored, KvEventBatch
 from dynamo.protocols.llm import pack_token_ids, unpack_token_ids
+from dynamo.protocols.model_card import ModelDeploymentCard
+from dynamo.protocols.routing import PromptHashes, RouteRequest
+from dynamo.router.candidates import CandidateTable
 from dynamo.router.core.prefix_index import PrefixIndex
+from dynamo.router.policy import policy_for_mode
+from dynamo.router.settings import RouterSettings
 
 __all__ = ["run"]
 
@@ -93,6 +101,8 @@ def run(options: Options) -> Iterator[Row]:
             )
     finally:
         peer.close()
+    for workers, bar in ((8, 50.0), (64, 100.0)):
+        yield from _selection(workers, bar, rounds, times * 50)
     for blocks in (100_000,) if options.quick else (100_000, 1_000_000, 10_000_000):
         for workers in (8, 64, 512):
             yield from _growth(blocks, workers)
@@ -194,6 +204,60 @@ def _matching(index: PrefixIndex, blocks: int, times: int) -> Callable[[], float
         return (time.process_time() - start) / (times * len(queries))
 
     return work
+
+
+def _selection(workers: int, bar: float, rounds: int, times: int) -> Iterator[Row]:
+    """A whole decision for a prompt of 100 blocks whose hashes are made, and one with its booking and release.
+
+    Every worker has part of the prompt cached and four requests in work.
+    """
+    settings = RouterSettings(router_mode="kv", router_use_kv_events=False)
+    table = CandidateTable(policy_for_mode("kv", plugins(), settings), settings)
+    for number in range(workers):
+        card = ModelDeploymentCard("m", block_size_tokens=BLOCK_SIZE)
+        table.put(InstanceRecord("ns", "worker", "generate", InstanceId(number), card=card))
+    tokens = prompt(100)
+    asked = _route_request(tokens)
+    rng = random.Random(5)
+    now = 0.0
+    for _ in range(workers * 4):
+        shared = rng.randrange(101) * BLOCK_SIZE
+        table.route(_route_request(tokens[:shared] + [rng.randrange(1000) for _ in range(6400 - shared)]), now)
+
+    def decide() -> None:
+        table.select(asked, now)
+
+    def live() -> None:
+        route = table.route(asked, now)
+        route.answered()
+        route.end()
+
+    for name, work, limit in (("selection", decide, bar), ("selection, booking, release", live, None)):
+        values = []
+        for _ in range(rounds):
+            gc.collect()
+            start = time.process_time()
+            for _ in range(times):
+                work()
+            values.append((time.process_time() - start) / times * _MICROSECONDS)
+        sample = Sample.of(values)
+        yield Row(
+            name=f"{name}, {workers} workers, 100 blocks",
+            value=sample.median,
+            low=sample.low,
+            high=sample.high,
+            unit="us",
+            better="lower",
+            reference="most on the 2-core reference machine" if limit else "",
+            reference_value=limit,
+            bar=1.0 if limit else None,
+        )
+
+
+def _route_request(tokens: list[int]) -> RouteRequest:
+    hashes = PromptHashes(pack_token_ids(tokens))
+    hashes.of(BLOCK_SIZE)
+    return RouteRequest("r", "m", prompt_tokens=len(tokens), prompt=hashes)
 
 
 def _growth(blocks: int, workers: int) -> Iterator[Row]:

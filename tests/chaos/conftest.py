@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.chaos.load import COLUMNS, Report
+from tests.chaos.load import COLUMNS, Load, Report
 from tests.e2e.processes import Deployment, deployment
 
 _ROWS = pytest.StashKey[list[tuple[str, Report]]]()
@@ -47,6 +48,21 @@ def record(request: pytest.FixtureRequest):
 def long_run() -> bool:
     """Whether faults last as long as in the reports (`nox -s chaos -- --long`), not as long as CI can wait."""
     return os.environ.get("DYNAMO_CHAOS") == "long"
+
+
+@pytest.fixture
+async def start_load() -> AsyncIterator[Callable[..., Load]]:
+    """Begin to ask: ``start_load([frontend.url])``."""
+    started: list[Load] = []
+
+    def start(urls: Sequence[str], **options: Any) -> Load:
+        started.append(Load(urls, **options))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for load in started:
+        await load.abandon()
 
 
 @pytest.fixture

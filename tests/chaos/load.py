@@ -15,6 +15,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+#: Clients that ask at once.
+STREAMS = 50
 #: A stream that says nothing for this long is broken.
 SILENCE_SECONDS = 60.0
 #: A wait for new text that a reader would notice.
@@ -119,7 +121,7 @@ COLUMNS = ["begun", "completed", "broken", "wrong", "lost", "doubled", "longest 
 class Load:
     """`streams` clients, each asking again as soon as it is answered, spread over `urls`."""
 
-    def __init__(self, urls: Sequence[str], *, streams: int = 50, words: int = 30, model: str = "echo") -> None:
+    def __init__(self, urls: Sequence[str], *, streams: int = STREAMS, words: int = 30, model: str = "echo") -> None:
         self._addresses = [(split.hostname or "", split.port or 80) for split in map(urlsplit, urls)]
         self._words = words
         self._model = model
@@ -134,6 +136,13 @@ class Load:
         for number in range(self._count):
             address = self._addresses[number % len(self._addresses)]
             self._tasks.append(asyncio.create_task(self._ask_again_and_again(address)))
+
+    async def abandon(self) -> None:
+        """Leave everything as it is: the test is over, well or not."""
+        self._stopping = True  # before Python 3.12 `wait_for` may swallow a cancellation
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def until_all_stream(self, seconds: float = 30.0) -> None:
         """Return when every client is in the middle of an answer."""

@@ -14,19 +14,18 @@ import pytest
 
 from dynamo.errors import ConfigError
 from dynamo.testing.servers import EtcdServer
-from tests.chaos.load import Load
-from tests.chaos.test_workers import PACE, STREAMS, idle
+from tests.chaos.load import STREAMS
+from tests.chaos.test_workers import PACE, idle
 from tests.e2e.processes import deployment, wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.e2e]
 
 
-async def test_the_discovery_directory_is_removed(deploy, record):
+async def test_the_discovery_directory_is_removed(deploy, record, start_load):
     workers = [deploy.worker(*PACE) for _ in range(2)]
     frontend = deploy.frontend()
     deploy.until_serving(frontend, workers=2)
-    load = Load([frontend.url], streams=STREAMS)
-    load.start()
+    load = start_load([frontend.url])
     await load.until_all_stream()
     load.fault()
     directory = Path(deploy.env["DYN_STATE_DIR"]) / "discovery"
@@ -61,14 +60,13 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-async def test_the_disk_of_discovery_is_full(tmp_path, small_disk, record):
+async def test_the_disk_of_discovery_is_full(tmp_path, small_disk, record, start_load):
     """Leases are renewed without writing; only a newcomer cannot register, and says so."""
     with deployment(tmp_path, {"DYN_DISCOVERY_BACKEND": f"file://{small_disk}/discovery"}) as deploy:
         workers = [deploy.worker(*PACE) for _ in range(2)]
         frontend = deploy.frontend()
         deploy.until_serving(frontend, workers=2)
-        load = Load([frontend.url], streams=STREAMS)
-        load.start()
+        load = start_load([frontend.url])
         await load.until_all_stream()
         load.fault()
         filler = fill(small_disk)
@@ -111,14 +109,13 @@ def etcd() -> Iterator[EtcdServer]:
 
 
 @pytest.mark.parametrize("how", ["killed", pytest.param("hung", marks=pytest.mark.slow)])
-async def test_etcd_is_away(tmp_path, etcd, record, long_run, how):
+async def test_etcd_is_away(tmp_path, etcd, record, long_run, how, start_load):
     """For 60 s in the long setting: no request fails, nobody is forgotten, a worker that dies meanwhile is left out."""
     with deployment(tmp_path, {"DYN_DISCOVERY_BACKEND": "etcd", "ETCD_ENDPOINTS": etcd.endpoint}) as deploy:
         workers = [deploy.worker(*PACE) for _ in range(3)]
         frontend = deploy.frontend()
         deploy.until_serving(frontend, workers=3)
-        load = Load([frontend.url], streams=STREAMS)
-        load.start()
+        load = start_load([frontend.url])
         await load.until_all_stream()
         load.fault()
         (etcd.kill if how == "killed" else etcd.pause)()

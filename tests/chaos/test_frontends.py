@@ -7,21 +7,19 @@ import asyncio
 import httpx
 import pytest
 
-from tests.chaos.load import Load
-from tests.chaos.test_workers import PACE, STREAMS, idle
+from tests.chaos.load import STREAMS
+from tests.chaos.test_workers import PACE, idle
 from tests.e2e.processes import wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.e2e]
 
 
-async def test_a_frontend_is_killed_and_started_again_on_its_port(deploy, record):
+async def test_a_frontend_is_killed_and_started_again_on_its_port(deploy, record, start_load):
     worker = deploy.worker(*PACE)
     victim, other = deploy.frontend(), deploy.frontend()
     for frontend in (victim, other):
         deploy.until_serving(frontend)
-    unlucky, lucky = Load([victim.url], streams=STREAMS // 2), Load([other.url], streams=STREAMS // 2)
-    unlucky.start()
-    lucky.start()
+    unlucky, lucky = start_load([victim.url], streams=STREAMS // 2), start_load([other.url], streams=STREAMS // 2)
     await asyncio.gather(unlucky.until_all_stream(), lucky.until_all_stream())
     for load in (unlucky, lucky):
         load.fault()
@@ -42,7 +40,7 @@ async def test_a_frontend_is_killed_and_started_again_on_its_port(deploy, record
     await idle(worker)
 
 
-async def test_frontends_are_restarted_one_by_one_behind_a_balancer(deploy, record):
+async def test_frontends_are_restarted_one_by_one_behind_a_balancer(deploy, record, start_load):
     """Clients that keep their connections, as balancers do, end what is open there and go to another frontend."""
     worker = deploy.worker(*PACE)
     frontends = [deploy.frontend("--drain-grace-seconds", "20") for _ in range(2)]

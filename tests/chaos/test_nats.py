@@ -9,8 +9,8 @@ import pytest
 
 from dynamo.errors import ConfigError
 from dynamo.testing.servers import NatsServer
-from tests.chaos.load import Load
-from tests.chaos.test_workers import PACE, STREAMS, idle
+from tests.chaos.load import STREAMS
+from tests.chaos.test_workers import PACE, idle
 from tests.e2e.processes import deployment
 
 pytestmark = [pytest.mark.chaos, pytest.mark.e2e]
@@ -34,14 +34,13 @@ def nats() -> Iterator[NatsServer]:
         pytest.param("tcp", "killed", marks=pytest.mark.slow),
     ],
 )
-async def test_nats_is_away(tmp_path, nats, record, long_run, request_plane, how):
+async def test_nats_is_away(tmp_path, nats, record, long_run, request_plane, how, start_load):
     env = {"NATS_SERVER": nats.url, "DYN_REQUEST_PLANE": request_plane, "DYN_EVENT_PLANE": "nats"}
     with deployment(tmp_path, env) as deploy:
         workers = [deploy.worker(*PACE) for _ in range(2)]
         frontend = deploy.frontend()
         deploy.until_serving(frontend, workers=2)
-        load = Load([frontend.url], streams=STREAMS)
-        load.start()
+        load = start_load([frontend.url])
         await load.until_all_stream()
         load.fault()
         (nats.kill if how == "killed" else nats.pause)()

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.load import Load
+from tests.chaos.load import STREAMS
 from tests.chaos.partition import Partition
-from tests.chaos.test_workers import PACE, STREAMS, idle
+from tests.chaos.test_workers import PACE, idle
 
 pytestmark = [pytest.mark.chaos, pytest.mark.e2e]
 
 
-async def test_the_network_is_cut_and_comes_back(deploy, record, long_run):
+async def test_the_network_is_cut_and_comes_back(deploy, record, long_run, start_load):
     """Whoever was cut off is lost after four silent keep-alive intervals of 2 s; a shorter cut is only a pause."""
     deploy.env["DYN_TCP_RPC_HOST"] = "unix"
     workers = [deploy.worker(*PACE) for _ in range(2)]
@@ -25,8 +25,7 @@ async def test_the_network_is_cut_and_comes_back(deploy, record, long_run):
     async with Partition(sockets[0]) as network:
         frontend = deploy.frontend()
         await asyncio.to_thread(deploy.until_serving, frontend, 2)
-        load = Load([frontend.url], streams=STREAMS)
-        load.start()
+        load = start_load([frontend.url])
         await load.until_all_stream()
         network.cut()
         await asyncio.sleep(1)

@@ -7,14 +7,13 @@ import signal
 
 import pytest
 
-from tests.chaos.load import Load
+from tests.chaos.load import STREAMS
 from tests.e2e.processes import Deployment, Frontend, Process, wait_until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.e2e]
 
 #: Streams of about 100 tokens last a second.
 PACE = ["--tokens-per-second", "100"]
-STREAMS = 50
 
 
 async def idle(*workers: Process) -> None:
@@ -31,10 +30,9 @@ def two_workers(deploy: Deployment, *flags: str, count: int = 2) -> tuple[list[P
     return workers, frontend
 
 
-async def test_a_worker_is_killed(deploy, record):
+async def test_a_worker_is_killed(deploy, record, start_load):
     workers, frontend = two_workers(deploy)
-    load = Load([frontend.url], streams=STREAMS)
-    load.start()
+    load = start_load([frontend.url])
     await load.until_all_stream()
     load.fault()
     workers[0].kill()
@@ -46,10 +44,9 @@ async def test_a_worker_is_killed(deploy, record):
 
 
 @pytest.mark.slow
-async def test_two_workers_are_killed_in_a_row(deploy, record):
+async def test_two_workers_are_killed_in_a_row(deploy, record, start_load):
     workers, frontend = two_workers(deploy, count=3)
-    load = Load([frontend.url], streams=STREAMS)
-    load.start()
+    load = start_load([frontend.url])
     await load.until_all_stream()
     load.fault()
     workers[0].kill()
@@ -60,10 +57,9 @@ async def test_two_workers_are_killed_in_a_row(deploy, record):
     await idle(workers[2])
 
 
-async def test_a_worker_is_killed_before_the_first_token(deploy, record):
+async def test_a_worker_is_killed_before_the_first_token(deploy, record, start_load):
     workers, frontend = two_workers(deploy, "--delay-ms", "1000")
-    load = Load([frontend.url], streams=STREAMS)
-    load.start()
+    load = start_load([frontend.url])
     await load.until(lambda: len(load.open_streams()) == STREAMS, 10)
     await asyncio.to_thread(
         wait_until, lambda: workers[0].metric("dynamo_component_running_requests") > 0, "requests at the victim"
@@ -76,11 +72,10 @@ async def test_a_worker_is_killed_before_the_first_token(deploy, record):
 
 
 @pytest.mark.slow
-async def test_a_killed_worker_comes_back_again_and_again(deploy, record, long_run):
+async def test_a_killed_worker_comes_back_again_and_again(deploy, record, long_run, start_load):
     """Every worker in turn, started again at once: a new instance that serves, while the old one's record goes."""
     workers, frontend = two_workers(deploy)
-    load = Load([frontend.url], streams=STREAMS)
-    load.start()
+    load = start_load([frontend.url])
     for number in range(10 if long_run else 3):
         worker = workers[number % 2]
         await load.until_all_stream()
@@ -94,11 +89,10 @@ async def test_a_killed_worker_comes_back_again_and_again(deploy, record, long_r
     await idle(*workers)
 
 
-async def test_a_worker_hangs_and_wakes_up(deploy, record):
+async def test_a_worker_hangs_and_wakes_up(deploy, record, start_load):
     """SIGSTOP: its sockets stay open and its process exists, so that only its silence tells."""
     workers, frontend = two_workers(deploy)
-    load = Load([frontend.url], streams=STREAMS)
-    load.start()
+    load = start_load([frontend.url])
     await load.until_all_stream()
     load.fault()
     workers[0].send(signal.SIGSTOP)
@@ -119,10 +113,9 @@ async def test_a_worker_hangs_and_wakes_up(deploy, record):
         pytest.param("0.5", id="streams are handed over"),
     ],
 )
-async def test_all_workers_are_restarted_one_by_one(deploy, record, grace):
+async def test_all_workers_are_restarted_one_by_one(deploy, record, grace, start_load):
     workers, frontend = two_workers(deploy, *PACE, "--drain-grace-seconds", grace)
-    load = Load([frontend.url], streams=STREAMS)
-    load.start()
+    load = start_load([frontend.url])
     await load.until_all_stream()
     for number, old in enumerate(workers):
         deploy.worker(*PACE)

@@ -78,9 +78,11 @@ async def test_a_worker_that_leaves_leaves_the_index(make_deployment):
     await deployment.serves("echo")
     await ask(deployment, PROMPTS[0])
     await settled(deployment)
+    kv = state(deployment)
+    assert kv.indexer.blocks() > 0
     await deployment.stop(one)
-    await deployment.until(lambda: not state(deployment)._workers)
-    assert state(deployment).indexer.blocks() == 0
+    await deployment.until(lambda: not kv._workers)
+    assert kv.indexer.blocks() == 0
 
 
 async def test_a_fresh_frontend_knows_what_workers_hold(four):

@@ -18,7 +18,33 @@ from dynamo.protocols.broker import BrokerOptions
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.discovery import InstanceRecord
 
-__all__ = ["Handler", "PlaneOptions", "PlaneServer", "PlaneStream", "RequestPlane", "ResponseSink", "StreamWriter"]
+__all__ = [
+    "Handler",
+    "PlaneOptions",
+    "PlaneServer",
+    "PlaneStream",
+    "PlaneTls",
+    "RequestPlane",
+    "ResponseSink",
+    "StreamWriter",
+]
+
+
+class PlaneTls(msgspec.Struct, frozen=True):
+    """Files in PEM format for planes over TLS; without `certificate_file` and `ca_file` there is no TLS."""
+
+    certificate_file: str = ""
+    """Of this process as a server."""
+    key_file: str = ""
+    client_ca_file: str = ""
+    """Set: peers must show a certificate that this authority signed."""
+    ca_file: str = ""
+    """Authority of the servers that this process connects to."""
+    client_certificate_file: str = ""
+    """Of this process as a client, for servers that ask for one."""
+    client_key_file: str = ""
+    server_name: str = ""
+    """Name that servers' certificates must carry; empty: any that `ca_file` signed."""
 
 
 class PlaneOptions(msgspec.Struct, frozen=True):
@@ -42,6 +68,7 @@ class PlaneOptions(msgspec.Struct, frozen=True):
     """Logical deployment; planes with a broker keep deployments apart by it."""
     broker: BrokerOptions = BrokerOptions()
     """For planes that have a broker."""
+    tls: PlaneTls = PlaneTls()
 
 
 class StreamWriter(Protocol):

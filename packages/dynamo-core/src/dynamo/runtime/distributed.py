@@ -251,6 +251,7 @@ def _plane_options(settings: RuntimeSettings) -> PlaneOptions:
         state_directory=settings.state_directory() / "planes",
         namespace=settings.namespace,
         broker=settings.broker_options(),
+        tls=settings.plane_tls(),
     )
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from dynamo.config.settings import Settings, setting
 from dynamo.protocols.broker import BrokerOptions
+from dynamo.protocols.planes import PlaneTls
 
 __all__ = ["RuntimeSettings", "default_state_directory"]
 
@@ -64,6 +65,20 @@ class RuntimeSettings(Settings):
     """Address that this process listens on for requests of its peers, and announces."""
     tcp_port: int = setting(0, env=("DYN_TCP_RPC_PORT",), flags=("--tcp-port",), ge=0, le=65535)
     """Port for requests of its peers; 0 takes a free one."""
+    tcp_tls_cert_path: str = setting("", env=("DYN_TCP_TLS_CERT_PATH",))
+    """Certificate (PEM) of this process for requests of its peers over TLS; empty: no TLS."""
+    tcp_tls_key_path: str = setting("", env=("DYN_TCP_TLS_KEY_PATH",))
+    """Its private key."""
+    tcp_tls_client_ca_cert_path: str = setting("", env=("DYN_TCP_TLS_CLIENT_CA_CERT_PATH",))
+    """Authority that must have signed the certificates of peers; empty: they need none."""
+    tcp_tls_ca_cert_path: str = setting("", env=("DYN_TCP_TLS_CA_CERT_PATH",))
+    """Authority of the workers that this process sends requests to over TLS; empty: no TLS."""
+    tcp_tls_client_cert_path: str = setting("", env=("DYN_TCP_TLS_CLIENT_CERT_PATH",))
+    """Certificate that this process shows to workers that ask for one."""
+    tcp_tls_client_key_path: str = setting("", env=("DYN_TCP_TLS_CLIENT_KEY_PATH",))
+    """Its private key."""
+    tcp_tls_server_name: str = setting("", env=("DYN_TCP_TLS_SERVER_NAME",))
+    """Name that workers' certificates must carry; empty: any that the authority signed."""
     plane_secret: str = setting("", env=("DYN_PLANE_SECRET",), secret=True)
     """Shared secret that the planes authenticate with."""
     plane_secret_file: str = setting("", env=("DYN_PLANE_SECRET_FILE",))
@@ -78,6 +93,18 @@ class RuntimeSettings(Settings):
     """Least severity that is logged."""
     log_format: Literal["text", "json"] = setting("text", env=("DYN_LOG_FORMAT",))
     """Lines for people, or one JSON object per line."""
+
+    def plane_tls(self) -> PlaneTls:
+        """The TLS files of the tcp request plane."""
+        return PlaneTls(
+            certificate_file=self.tcp_tls_cert_path,
+            key_file=self.tcp_tls_key_path,
+            client_ca_file=self.tcp_tls_client_ca_cert_path,
+            ca_file=self.tcp_tls_ca_cert_path,
+            client_certificate_file=self.tcp_tls_client_cert_path,
+            client_key_file=self.tcp_tls_client_key_path,
+            server_name=self.tcp_tls_server_name,
+        )
 
     def state_directory(self) -> Path:
         """The state directory in force."""

@@ -15,6 +15,7 @@ from dynamo.runtime.hosts import announced_host, is_local
 from dynamo.runtime.request_plane.client import ClientConnection
 from dynamo.runtime.request_plane.pool import ConnectionPool
 from dynamo.runtime.request_plane.server import ServerConnection, ServerHost
+from dynamo.runtime.request_plane.tls import client_context, server_context
 
 __all__ = ["TcpRequestPlane", "TcpServer", "split_address"]
 
@@ -45,7 +46,8 @@ class TcpServer(ServerHost):
                 self._server = await loop.create_unix_server(self._accept, str(path), backlog=1024)
                 self.address = f"{_UNIX}{path}"
             else:
-                server = await loop.create_server(self._accept, options.host, options.port, backlog=1024)
+                context = server_context(options.tls)
+                server = await loop.create_server(self._accept, options.host, options.port, backlog=1024, ssl=context)
                 self._server = server
                 host, port = server.sockets[0].getsockname()[:2]
                 host = announced_host(host)
@@ -77,11 +79,13 @@ class TcpRequestPlane(ConnectionPool):
 
     async def _listen(self, instance_id: int) -> TcpServer:
         options = self.options
-        if not options.secret and not options.insecure and not is_local(options.host):
+        authenticated = options.secret or options.tls.client_ca_file
+        if not authenticated and not options.insecure and not is_local(options.host):
             raise ConfigError(
                 f"other machines can reach {options.host}, and there is no plane secret",
                 param="plane_secret",
-                hint="set DYN_PLANE_SECRET or --plane-secret-file; --insecure-planes goes without",
+                hint="set DYN_PLANE_SECRET or --plane-secret-file, or ask for client certificates with "
+                "--tcp-tls-client-ca-cert-path; --insecure-planes goes without",
             )
         server = TcpServer(options)
         await server.listen(instance_id)
@@ -97,9 +101,11 @@ class TcpRequestPlane(ConnectionPool):
                 )
             else:
                 host, port = split_address(address)
-                opening = loop.create_connection(lambda: connection, host, port)
+                context = client_context(self.options.tls)
+                name = (self.options.tls.server_name or host) if context is not None else None
+                opening = loop.create_connection(lambda: connection, host, port, ssl=context, server_hostname=name)
             await asyncio.wait_for(opening, self.options.connect_timeout_seconds)
-        except (OSError, ValueError, asyncio.TimeoutError, TransportError) as error:
+        except (OSError, ValueError, asyncio.TimeoutError, TransportError, ConfigError) as error:
             # ValueError: what discovery says is an address need not be one (a label of 64 characters, a zero byte).
             reason = str(error) or f"no answer within {self.options.connect_timeout_seconds:g} s"
             connection.close(CannotConnect(f"cannot connect to {address}: {reason}"))
