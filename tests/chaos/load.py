@@ -208,8 +208,9 @@ class Load:
                 await self._ask(address, stream)
             except (OSError, EOFError, asyncio.TimeoutError) as error:
                 stream.error = f"{type(error).__name__} {error}".strip()
-                await asyncio.sleep(0.05)  # the frontend is gone: no storm
             stream.ended = time.monotonic()
+            if not stream.complete:
+                await asyncio.sleep(0.05)  # whatever is broken, a storm of requests would not mend it
 
     async def _ask(self, address: tuple[str, int], stream: Stream) -> None:
         async with _request(*address, self._body(stream.prompt)) as reader:

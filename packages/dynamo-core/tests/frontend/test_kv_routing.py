@@ -69,7 +69,7 @@ async def test_nothing_stays_booked(four):
     await asyncio.gather(*(ask(four, prompt) for prompt in PROMPTS * 3))
     workers = state(four)._workers.values()
     assert [len(worker.active) for worker in workers] == [0] * 4
-    assert [worker.active.booked_prefill_tokens for worker in workers] == [0] * 4
+    assert [worker.active._booked_prefill_tokens for worker in workers] == [0] * 4
 
 
 async def test_a_worker_that_leaves_leaves_the_index(make_deployment):

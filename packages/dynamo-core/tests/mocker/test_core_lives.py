@@ -15,6 +15,18 @@ from dynamo.mocker.sequence import Sequence, SequenceState
 _BLOCK = 4
 
 
+@dataclass(frozen=True)
+class _Budgeted(PerfModel):
+    """Looks at what each step computes."""
+
+    budget: int = 0
+
+    def step_seconds(self, prefill_tokens, prefill_token_contexts, decode_requests, decode_context_tokens) -> float:
+        assert 0 < prefill_tokens + decode_requests <= self.budget
+        assert decode_context_tokens >= decode_requests
+        return super().step_seconds(prefill_tokens, prefill_token_contexts, decode_requests, decode_context_tokens)
+
+
 @dataclass
 class _Life:
     """One core under random requests, with a mirror of its cache built from events alone."""
@@ -25,7 +37,6 @@ class _Life:
     sequences: list[Sequence] = field(default_factory=list)
     cached: set[int] = field(default_factory=set)
     parents: dict[int, int | None] = field(default_factory=dict)
-    outputs: int = 0
     log: list = field(default_factory=list)
 
     def add(self) -> None:
@@ -41,16 +52,11 @@ class _Life:
         self.sequences.append(sequence)
 
     def step(self) -> None:
-        before = {s: (s.computed, s.known, s.preemptions) for s in self.sequences}
+        known = {sequence: sequence.known for sequence in self.sequences}
         result = self.core.step(0.0)
-        computed = 0
-        for sequence, (had, known, preemptions) in before.items():
-            if sequence.preemptions == preemptions and sequence.state is not SequenceState.WAITING:
-                start = sequence.cached_tokens if had == 0 and preemptions == 0 else had
-                computed += sequence.computed - start if preemptions == 0 or had else 0
-                assert sequence.known - known <= 1
-        assert computed <= self.limits.max_num_batched_tokens
-        self.outputs += len(result.outputs)
+        drawing = [sequence for sequence in self.sequences if sequence.known > known[sequence]]
+        assert sorted(map(id, drawing)) == sorted(map(id, result.outputs))
+        assert all(sequence.known == known[sequence] + 1 for sequence in drawing)
         self.log.append((result.duration_seconds, [s.order for s in result.outputs], len(result.events)))
         for event in result.events:
             if isinstance(event, BlocksRemoved):
@@ -86,7 +92,7 @@ def _live(seed: int, *, actions: int = 150) -> _Life:
         max_num_seqs=randomness.randrange(1, 8),
         max_num_batched_tokens=randomness.randrange(8, 32),
     )
-    life = _Life(EngineCore(limits, PerfModel()), limits, randomness)
+    life = _Life(EngineCore(limits, _Budgeted(budget=limits.max_num_batched_tokens)), limits, randomness)
     for _ in range(actions):
         action = randomness.random()
         if action < 0.3:

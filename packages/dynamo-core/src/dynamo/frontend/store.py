@@ -1,5 +1,4 @@
-"""What outlives a request, shared by all frontend processes of a machine: today the responses that clients may go on
-from.
+"""What outlives a request, shared by all frontend processes of a machine: responses that clients go on from.
 
 Everything belongs to the API key that made it; without keys the owner is "". Used by `dynamo.frontend.responses`.
 """

@@ -52,8 +52,8 @@ def _measurements(path: Path) -> tuple[Floats, Floats]:
     if path.is_dir():
         return _from_directory(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            return _prefill_rows(arrays, "prefill_ttft_ms"), _decode_grid(arrays)
+        arrays = _arrays(path)
+        return _prefill_rows(arrays, "prefill_ttft_ms"), _decode_grid(arrays)
     points = json.loads(path.read_text(encoding="utf-8"))
     return _table(points["prefill"], 2), _table(points["decode"], 3)
 
@@ -63,8 +63,7 @@ def _from_directory(path: Path) -> tuple[Floats, Floats]:
     for name in ("prefill", "decode"):
         arrays = path / f"selected_{name}_interpolation" / "raw_data.npz"
         if arrays.is_file():
-            with np.load(arrays, allow_pickle=False) as loaded:
-                parts.append({key: loaded[key] for key in loaded.files})
+            parts.append(_arrays(arrays))
         else:
             parts.append(json.loads((path / f"{name}_raw_data.json").read_text(encoding="utf-8")))
     prefill, decode = parts
@@ -72,6 +71,12 @@ def _from_directory(path: Path) -> tuple[Floats, Floats]:
     tokens = np.asarray(decode["x_kv_usage"], np.float64).ravel() * float(np.max(decode["max_kv_tokens"]))
     rows = _columns(tokens / context, tokens, np.asarray(decode["z_itl"], np.float64).ravel())
     return _prefill_rows(prefill, "prefill_ttft"), rows
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    # Opened here, since numpy leaves a file open that turns out to be no archive.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as loaded:
+        return {name: loaded[name] for name in loaded.files}
 
 
 def _prefill_rows(arrays: Mapping[str, Any], milliseconds: str) -> Floats:

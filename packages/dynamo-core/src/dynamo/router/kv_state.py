@@ -105,10 +105,11 @@ class KvState:
                 found = by_block_size[size] = (hashes, self.indexer.index(size).match(hashes))
             hashes, overlaps = found
             active = worker.active
+            overlap = overlaps.get(worker.slot, 0)
             candidate.facts = WorkerFacts(
                 size,
-                overlaps.get(worker.slot, 0),
-                len(hashes) - active.shared_blocks(hashes),
+                overlap,
+                len(hashes) - active.shared_blocks(hashes, overlap),
                 active.prefill_tokens,
                 active.decode_blocks,
                 candidate.active_requests,

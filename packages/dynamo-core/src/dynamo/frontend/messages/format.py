@@ -33,7 +33,7 @@ class MessageFormat:
     """Implements `dynamo.frontend.parts.PartFormat` for one message."""
 
     def __init__(self, message_id: str, model: str, prompt_tokens: int) -> None:
-        self._message = {
+        self._message: dict[str, Any] = {
             "id": message_id,
             "type": "message",
             "role": "assistant",

@@ -11,7 +11,7 @@ from dynamo.errors import InvalidRequest
 from dynamo.frontend.messages.conversation import chat_messages
 from dynamo.frontend.requests import ChatRequest, check_range, check_stop
 
-__all__ = ["MessageRequest", "TokenCountRequest", "check_message_request", "chat_request"]
+__all__ = ["MessageRequest", "TokenCountRequest", "chat_request", "check_message_request"]
 
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 #: Whether templates that can be told so let the model think.
@@ -73,6 +73,7 @@ def chat_request(request: TokenCountRequest) -> ChatRequest:
         messages=messages,
         tools=[_chat_tool(f"tools[{index}]", tool) for index, tool in enumerate(request.tools or [])] or None,
         tool_choice=_chat_tool_choice(request.tool_choice),
+        parallel_tool_calls=False if (request.tool_choice or {}).get("disable_parallel_tool_use") is True else None,
         response_format=_response_format(request.output_config),
         chat_template_kwargs=_template_variables(request),
         continue_final_message=prefilled,

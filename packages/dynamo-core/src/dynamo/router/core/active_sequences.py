@@ -23,7 +23,7 @@ class Booking:
     def prefill_done(self) -> None:
         """The first token came: the prompt is computed."""
         if self._owner is not None:
-            self._owner.booked_prefill_tokens -= self._prefill_tokens
+            self._owner.computed(self._prefill_tokens)
             self._prefill_tokens = 0
 
     def end(self) -> None:
@@ -46,37 +46,32 @@ class ActiveSequences:
         self._lifetime = lifetime_seconds
         self._open: dict[Booking, None] = {}
         self._blocks: dict[int, int] = {}
-        self._foreign_prefill_tokens = 0
+        self._booked_prefill_tokens = 0
         self._foreign_decode_blocks = 0
-        self.booked_prefill_tokens = 0
+        self.prefill_tokens = 0
+        """Prompt tokens that are to be computed, booked and foreign."""
+        self.decode_blocks = 0
+        """Distinct full blocks that requests hold, booked and foreign."""
         self.expired = 0
 
     def __len__(self) -> int:
         """Requests that are booked."""
         return len(self._open)
 
-    @property
-    def prefill_tokens(self) -> int:
-        """Prompt tokens that are to be computed."""
-        return self.booked_prefill_tokens + self._foreign_prefill_tokens
-
-    @property
-    def decode_blocks(self) -> int:
-        """Distinct full blocks that requests hold."""
-        return len(self._blocks) + self._foreign_decode_blocks
-
     def book(self, uncached_tokens: int, hashes: list[int], now: float) -> Booking:
         """A request was sent: it has `uncached_tokens` to compute and its prompt is the blocks `hashes`."""
         booking = Booking(self, uncached_tokens, hashes, now)
         self._open[booking] = None
-        self.booked_prefill_tokens += uncached_tokens
+        self._booked_prefill_tokens += uncached_tokens
+        self.prefill_tokens += uncached_tokens
         blocks = self._blocks
         for sequence_hash in hashes:
             blocks[sequence_hash] = blocks.get(sequence_hash, 0) + 1
+        self.decode_blocks = len(blocks) + self._foreign_decode_blocks
         return booking
 
-    def shared_blocks(self, hashes: list[int]) -> int:
-        """How many blocks of the prompt `hashes` the running requests hold.
+    def shared_blocks(self, hashes: list[int], likely: int) -> int:
+        """How many blocks of the prompt `hashes` the running requests hold; `likely` is tried first.
 
         They hold whole prefixes, so the answer is found by bisection.
         """
@@ -84,6 +79,15 @@ class ActiveSequences:
         if not hashes or hashes[0] not in blocks:
             return 0
         low, high = 0, len(hashes)
+        if low < likely < high:
+            if hashes[likely] in blocks:
+                low = likely
+            elif hashes[likely - 1] in blocks:
+                return likely
+            else:
+                high = likely
+        elif likely >= high and hashes[-1] in blocks:
+            return high
         while high - low > 1:
             middle = (low + high) >> 1
             if hashes[middle] in blocks:
@@ -94,8 +98,9 @@ class ActiveSequences:
 
     def correct(self, prefill_tokens: int, decode_blocks: int) -> None:
         """The worker published its load: what is beyond our own bookings counts from now on."""
-        self._foreign_prefill_tokens = max(0, prefill_tokens - self.booked_prefill_tokens)
+        self.prefill_tokens = max(prefill_tokens, self._booked_prefill_tokens)
         self._foreign_decode_blocks = max(0, decode_blocks - len(self._blocks))
+        self.decode_blocks = len(self._blocks) + self._foreign_decode_blocks
 
     def expire(self, now: float) -> None:
         """Drop the bookings that are too old: their end was lost."""
@@ -106,8 +111,13 @@ class ActiveSequences:
             self.expired += 1
             oldest.end()
 
+    def computed(self, prefill_tokens: int) -> None:
+        """Called by a booking: so many prompt tokens are done."""
+        self._booked_prefill_tokens -= prefill_tokens
+        self.prefill_tokens -= prefill_tokens
+
     def release(self, booking: Booking, hashes: list[int]) -> None:
-        """Called by the booking, once."""
+        """Called by a booking, once."""
         del self._open[booking]
         blocks = self._blocks
         for sequence_hash in hashes:
@@ -116,3 +126,4 @@ class ActiveSequences:
                 del blocks[sequence_hash]
             else:
                 blocks[sequence_hash] = count - 1
+        self.decode_blocks = len(blocks) + self._foreign_decode_blocks

@@ -3,7 +3,7 @@
 A sequence hash names a block *and* everything before it, so the longest cached prefix of a prompt is the last of
 its hashes that a worker has, provided that each worker's set is **prefix-closed**: a block shows only while its
 parent does. Then, along a prompt, the sets only shrink, and where they change can be found by bisection: a prompt of
-n blocks with k different sets costs O(k log n) look-ups in place of n.
+n blocks with k different sets costs O(k log(n / k)) look-ups in place of n.
 
 Blocks that were stored one after the other and that the same workers hold share one *run*: the map leads from each of
 their hashes to it, and the set of workers is kept once. A run is cut where the sets begin to differ.
@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from dynamo.router.core.hidden_blocks import HiddenBlocks
@@ -57,9 +59,9 @@ class PrefixIndex:
         self._runs: dict[int, _Run] = {}
         self._below: dict[int | None, set[_Run]] = {}
         self._hidden: dict[int, HiddenBlocks] = {}
-        self._counts: dict[int, int] = {}
+        self._counts: defaultdict[int, int] = defaultdict(int)
         self._members: dict[int, tuple[int, ...]] = {}
-        self._max_blocks = max_blocks
+        self._max_blocks = sys.maxsize if max_blocks is None else max_blocks
         self._clock = 0
         self.evicted_blocks = 0
         self.conflicts = 0
@@ -98,10 +100,10 @@ class PrefixIndex:
             run.stored = self._clock
         else:
             added = self._enter(bit, hashes, parent) if run is not None else self._enter_new(bit, hashes, parent, above)
-        self._counts[worker] = self._counts.get(worker, 0) + added
+        self._counts[worker] += added
         if self._hidden and worker in self._hidden:
             self._show(worker, hashes)
-        if self._max_blocks is not None and len(runs) > self._max_blocks:
+        if len(runs) > self._max_blocks:
             self._evict(len(runs) - self._max_blocks + self._max_blocks // _EVICTED_PART)
 
     def remove(self, worker: int, hashes: Iterable[int]) -> int:
@@ -131,22 +133,26 @@ class PrefixIndex:
         run = find(hashes[0]) if last >= 0 else None
         if run is None:
             return {}
-        current = run.workers
-        run = find(hashes[last])
-        at_last = run.workers if run is not None else 0
         found: dict[int, int] = {}
-        low = 0
-        while at_last & current != current:
-            # All of `current` hold block `low`, not all hold block `high`.
-            high, at_high = last, at_last
+        current, low = run.workers, 0
+        run = find(hashes[last])
+        # What was looked up to the right of `low`, where all of `current` are: nearest last.
+        right = [(last, run.workers if run is not None else 0)]
+        while right:
+            high, at_high = right.pop()
+            if at_high & current == current:
+                low = high
+                continue
             while high - low > 1:
                 middle = (low + high) >> 1
                 run = find(hashes[middle])
                 if run is None:
                     high, at_high = middle, 0
+                    right.clear()
                 elif run.workers & current == current:
                     low = middle
                 else:
+                    right.append((high, at_high))
                     high, at_high = middle, run.workers
             following = at_high & current
             for worker in self._members_of(current ^ following):
