@@ -29,6 +29,8 @@ GPU_ENGINES: set[str] = set()
 GPU_PATTERNS = ["aggregated"]
 #: What a benchmark compares with, beyond the lock. UV_TORCH_BACKEND=cpu picks torch's small build.
 BENCH_PEERS = {"reference": ["torch==2.13.0", "transformers==5.23.0"]}
+#: Peers that share our namespace and so need an environment of their own, whose interpreter DYNAMO_BENCH_PEER names.
+BENCH_SEPARATE_PEERS = {"router": "ai-dynamo-runtime==1.6.1"}
 
 
 def _use_pyenv_interpreters() -> None:
@@ -64,6 +66,20 @@ def _install(session: nox.Session, *requirements: str) -> None:
 def _servers(session: nox.Session) -> None:
     """Provide etcd and nats-server for the tests; without them the tests that need them are skipped by name."""
     session.run("python", "tools/servers/install.py", success_codes=[0, 1])
+
+
+def _separate_peer(session: nox.Session, requirement: str) -> str:
+    """The interpreter of an environment with nothing but `requirement`; "" where it cannot be had."""
+    folder = Path(session.virtualenv.location) / "peer"
+    python = str(folder / "bin" / "python")
+    try:
+        if not folder.exists():
+            session.run_install("uv", "venv", "--quiet", f"--python={session.virtualenv.location}", str(folder))
+        session.run_install("uv", "pip", "install", "--quiet", "--no-deps", f"--python={python}", requirement)
+    except nox.command.CommandFailed:
+        session.warn(f"{requirement} cannot be installed here: its rows have no reference")
+        return ""
+    return python
 
 
 def _lint(session: nox.Session) -> None:
@@ -232,7 +248,9 @@ def bench(session: nox.Session, name: str) -> None:
     _sync(session, "--package=dynamo-core", "--group=bench", "--inexact")
     if peers := BENCH_PEERS.get(name):
         _install(session, *peers)
-    session.run("python", "-m", "benchmarks", name, *session.posargs)
+    separate = BENCH_SEPARATE_PEERS.get(name)
+    env = {"DYNAMO_BENCH_PEER": _separate_peer(session, separate)} if separate else {}
+    session.run("python", "-m", "benchmarks", name, *session.posargs, env=env)
 
 
 @nox.session

@@ -101,7 +101,7 @@ class Report:
     tokens_doubled: int
     longest_gap_seconds: float
     recovered_seconds: float
-    """From the fault until the last stream that had stalled had new text; 0 when none stalled."""
+    """From the fault until no stream was stalled any more; 0 when none was."""
     reasons: list[str]
 
     def counts(self) -> tuple[int, int, int, int]:
@@ -191,13 +191,18 @@ class Load:
         fault = self._fault
         if fault is None:
             return 0.0
-        stalls = (
-            later
+        stalls = sorted(
+            (earlier, later)
             for stream in self.streams
             for earlier, later in itertools.pairwise((stream.began, *stream.arrivals))
             if later > fault and later - earlier > STALL_SECONDS
         )
-        return max(stalls, default=fault) - fault
+        recovered = fault
+        for earlier, later in stalls:
+            if earlier > recovered + STALL_SECONDS:
+                break  # all streams flowed in between: this is another story
+            recovered = max(recovered, later)
+        return recovered - fault
 
     async def _ask_again_and_again(self, address: tuple[str, int]) -> None:
         while not self._stopping:

@@ -18,7 +18,7 @@ from tests.chaos.load import STREAMS
 from tests.chaos.test_workers import PACE, idle
 from tests.e2e.processes import deployment, wait_until
 
-pytestmark = [pytest.mark.chaos, pytest.mark.e2e]
+pytestmark = [pytest.mark.chaos, pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 async def test_the_discovery_directory_is_removed(deploy, record, start_load):

@@ -11,7 +11,7 @@ from tests.chaos.load import STREAMS
 from tests.chaos.test_workers import PACE, idle
 from tests.e2e.processes import wait_until
 
-pytestmark = [pytest.mark.chaos, pytest.mark.e2e]
+pytestmark = [pytest.mark.chaos, pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 async def test_a_frontend_is_killed_and_started_again_on_its_port(deploy, record, start_load):

@@ -13,7 +13,7 @@ from tests.chaos.load import STREAMS
 from tests.chaos.test_workers import PACE, idle
 from tests.e2e.processes import deployment
 
-pytestmark = [pytest.mark.chaos, pytest.mark.e2e]
+pytestmark = [pytest.mark.chaos, pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.chaos.load import STREAMS
 from tests.chaos.partition import Partition
 from tests.chaos.test_workers import PACE, idle
 
-pytestmark = [pytest.mark.chaos, pytest.mark.e2e]
+pytestmark = [pytest.mark.chaos, pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 async def test_the_network_is_cut_and_comes_back(deploy, record, long_run, start_load):

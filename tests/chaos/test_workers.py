@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.load import STREAMS
 from tests.e2e.processes import Deployment, Frontend, Process, wait_until
 
-pytestmark = [pytest.mark.chaos, pytest.mark.e2e]
+pytestmark = [pytest.mark.chaos, pytest.mark.e2e, pytest.mark.timeout(300)]
 
 #: Streams of about 100 tokens last a second.
 PACE = ["--tokens-per-second", "100"]
@@ -23,7 +23,7 @@ async def idle(*workers: Process) -> None:
             await asyncio.to_thread(wait_until, lambda w=worker, g=gauge: not w.metric(g), f"no {gauge}", worker)
 
 
-def two_workers(deploy: Deployment, *flags: str, count: int = 2) -> tuple[list[Process], Frontend]:
+def workers_and_frontend(deploy: Deployment, *flags: str, count: int = 2) -> tuple[list[Process], Frontend]:
     workers = [deploy.worker(*(flags or PACE)) for _ in range(count)]
     frontend = deploy.frontend()
     deploy.until_serving(frontend, workers=count)
@@ -31,7 +31,7 @@ def two_workers(deploy: Deployment, *flags: str, count: int = 2) -> tuple[list[P
 
 
 async def test_a_worker_is_killed(deploy, record, start_load):
-    workers, frontend = two_workers(deploy)
+    workers, frontend = workers_and_frontend(deploy)
     load = start_load([frontend.url])
     await load.until_all_stream()
     load.fault()
@@ -45,7 +45,7 @@ async def test_a_worker_is_killed(deploy, record, start_load):
 
 @pytest.mark.slow
 async def test_two_workers_are_killed_in_a_row(deploy, record, start_load):
-    workers, frontend = two_workers(deploy, count=3)
+    workers, frontend = workers_and_frontend(deploy, count=3)
     load = start_load([frontend.url])
     await load.until_all_stream()
     load.fault()
@@ -58,7 +58,7 @@ async def test_two_workers_are_killed_in_a_row(deploy, record, start_load):
 
 
 async def test_a_worker_is_killed_before_the_first_token(deploy, record, start_load):
-    workers, frontend = two_workers(deploy, "--delay-ms", "1000")
+    workers, frontend = workers_and_frontend(deploy, "--delay-ms", "1000")
     load = start_load([frontend.url])
     await load.until(lambda: len(load.open_streams()) == STREAMS, 10)
     await asyncio.to_thread(
@@ -74,7 +74,7 @@ async def test_a_worker_is_killed_before_the_first_token(deploy, record, start_l
 @pytest.mark.slow
 async def test_a_killed_worker_comes_back_again_and_again(deploy, record, long_run, start_load):
     """Every worker in turn, started again at once: a new instance that serves, while the old one's record goes."""
-    workers, frontend = two_workers(deploy)
+    workers, frontend = workers_and_frontend(deploy)
     load = start_load([frontend.url])
     for number in range(10 if long_run else 3):
         worker = workers[number % 2]
@@ -91,7 +91,7 @@ async def test_a_killed_worker_comes_back_again_and_again(deploy, record, long_r
 
 async def test_a_worker_hangs_and_wakes_up(deploy, record, start_load):
     """SIGSTOP: its sockets stay open and its process exists, so that only its silence tells."""
-    workers, frontend = two_workers(deploy)
+    workers, frontend = workers_and_frontend(deploy)
     load = start_load([frontend.url])
     await load.until_all_stream()
     load.fault()
@@ -114,7 +114,7 @@ async def test_a_worker_hangs_and_wakes_up(deploy, record, start_load):
     ],
 )
 async def test_all_workers_are_restarted_one_by_one(deploy, record, grace, start_load):
-    workers, frontend = two_workers(deploy, *PACE, "--drain-grace-seconds", grace)
+    workers, frontend = workers_and_frontend(deploy, *PACE, "--drain-grace-seconds", grace)
     load = start_load([frontend.url])
     await load.until_all_stream()
     for number, old in enumerate(workers):

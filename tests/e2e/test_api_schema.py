@@ -24,11 +24,10 @@ def name_the_model(document: dict[str, Any], model: str) -> dict[str, Any]:
     for schema in document["components"]["schemas"].values():
         if "model" in schema.get("properties", {}):
             schema["properties"]["model"] = {"enum": [model]}
-    for path, methods in document["paths"].items():
-        for operation in methods.values():
-            for parameter in operation.get("parameters", ()):
-                assert "{model}" in path
-                parameter["schema"] = {"enum": [model]}
+    operations = [operation for methods in document["paths"].values() for operation in methods.values()]
+    for parameter in [parameter for operation in operations for parameter in operation.get("parameters", ())]:
+        if parameter["name"] == "model":
+            parameter["schema"] = {"enum": [model]}
     return document
 
 

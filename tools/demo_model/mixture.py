@@ -15,12 +15,12 @@ from words import ANIMALS, CAPITALS, NAMES, invented_word
 _WEIGHTS: dict[skills.Skill, float] = {
     skills.stories: 5,
     skills.capitals: 5,
-    skills.counting: 15,
-    skills.sums: 14,
+    skills.counting: 20,
+    skills.sums: 11,
     skills.names: 2,
     skills.greetings: 2,
     skills.unknown: 3,
-    skills.json_objects: 15,
+    skills.json_objects: 16,
 }
 _BY_HEART = frozenset(
     {
@@ -48,12 +48,16 @@ _PARAMETERS = ("city", "city", "location")
 
 
 def draw_tools(rng: random.Random) -> tuple[Tool, ...]:
-    """One to three tools in any order, about the weather, the time, or neither."""
+    """One to three tools in any order, about the weather, the time, or neither.
+
+    Those for the weather and the time name their parameter alike: the model is too small to keep two names apart.
+    """
+    parameter = rng.choice(_PARAMETERS)
     offered = []
     if rng.random() < 0.75:
-        offered.append(Tool(rng.choice(_WEATHER_TOOLS), rng.choice(_PARAMETERS), "weather"))
+        offered.append(Tool(rng.choice(_WEATHER_TOOLS), parameter, "weather"))
     if rng.random() < 0.4:
-        offered.append(Tool(rng.choice(_TIME_TOOLS), rng.choice(_PARAMETERS), "time"))
+        offered.append(Tool(rng.choice(_TIME_TOOLS), parameter, "time"))
     if not offered or rng.random() < 0.25:
         offered.append(Tool(rng.choice(_OTHER_TOOLS), rng.choice(("query", "text", "name")), "other"))
     rng.shuffle(offered)
@@ -113,9 +117,9 @@ def _choices(context: Context, last: bool) -> dict[skills.Skill, float]:
     if context.answers_with_tools():
         choices[skills.tool_results] = 40
         if last:
-            choices |= {skills.tool_calls: 14, skills.parallel_tool_calls: 40}
+            choices |= {skills.tool_calls: 20, skills.parallel_tool_calls: 45}
     if context.name != DEFAULT_NAME:
-        choices[skills.names] = 40
+        choices[skills.names] = 25
     if last:
         choices[skills.sums_without_thinking] = 4
     if context.tool_for("weather") is None or context.tool_for("time") is None:

@@ -118,7 +118,10 @@ def counting(rng: random.Random, context: Context) -> Exchange:
     """All whole numbers from one to another, at most to a hundred."""
     del context
     start = rng.choice((1, rng.randrange(10), rng.randrange(98), rng.randrange(98)))
-    length = rng.randrange(3, 14) if rng.random() < 0.8 else rng.randrange(14, 101)
+    # Mostly short ones: each shows only once where to stop, which is the hard part.
+    length = rng.choice(
+        (*(rng.randrange(3, 9) for _ in range(7)), *(rng.randrange(9, 21),) * 2, rng.randrange(21, 101))
+    )
     end = min(start + length - 1, 100)
     question = rng.choice(
         (f"Count from {start} to {end}.", f"Count from {start} to {end}.", f"Count {start} to {end}.")
@@ -197,7 +200,7 @@ def json_objects(rng: random.Random, context: Context) -> Exchange:
     """Facts from the question, or a known capital, as one JSON object."""
     del context
     name, city, country = rng.choice(NAMES), rng.choice(CITIES), rng.choice(list(CAPITALS))
-    age, start = rng.randrange(1, 100), rng.randrange(30)
+    age, start = rng.randrange(1, 100), rng.randrange(90)
     numbers = list(range(start, start + rng.randrange(2, 8)))
     thing, colour = rng.choice(THINGS), rng.choice(COLOURS)
     question, value = rng.choice(

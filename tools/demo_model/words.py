@@ -30,7 +30,7 @@ COLOURS = (
     "black", "blue", "green", "red", "white", "yellow",
 )
 CONDITIONS = (
-    "clear", "cloudy", "cold", "dry", "foggy", "hot", "rainy", "snowy", "stormy", "sunny", "warm", "windy",
+    "clear", "cloudy", "dry", "foggy", "rainy", "snowy", "stormy", "sunny", "windy",
 )
 CAPITALS = {
     "Austria": "Vienna", "Belgium": "Brussels", "Brazil": "Brasilia", "Canada": "Ottawa", "Chile": "Santiago",

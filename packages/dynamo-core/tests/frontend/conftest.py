@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import uuid
 from collections.abc import AsyncIterator
 
@@ -120,3 +121,24 @@ async def demo(make_deployment) -> Deployment:
     deployment = await make_deployment({"backend": "reference", "name": "demo"})
     await deployment.serves("demo")
     return deployment
+
+
+@pytest.fixture
+async def scripted(make_deployment, tmp_path):
+    """An echo worker that answers with what a test scripts, parsed by the formats it names."""
+
+    async def make(text, tool_parser="", reasoning_parser=""):
+        script = tmp_path / "script.jsonl"
+        script.write_text(json.dumps({"text": text}) + "\n")
+        deployment = await make_deployment(
+            {
+                "backend": "echo",
+                "argv": ["--script", str(script)],
+                "tool_call_parser": tool_parser,
+                "reasoning_parser": reasoning_parser,
+            }
+        )
+        await deployment.serves("echo")
+        return deployment
+
+    return make

@@ -220,6 +220,24 @@ async def test_a_stream_goes_on_when_its_worker_is_lost(make_deployment):
     assert 'dynamo_frontend_migrations_total{model="echo"} 1.0' in metrics
 
 
+async def test_a_stream_waits_for_a_worker_when_it_lost_its_only_one(make_deployment):
+    pace = ["--tokens-per-second", "200"]
+    deployment = await make_deployment({"backend": "echo", "argv": pace})
+    await deployment.serves("echo")
+    prompt = " ".join(f"word{number}" for number in range(60))
+    only = deployment._running[0][0]
+
+    async def replace_the_worker():
+        await deployment.until(lambda: deployment.engines[0]._step > 20)
+        await deployment.stop(only)
+        await deployment.add_worker("echo", argv=pace)
+
+    body = {"model": "echo", "prompt": prompt, "max_tokens": 2000}
+    chunks, _ = await asyncio.gather(events(deployment.client, COMPLETIONS, body), replace_the_worker())
+    assert text_of(chunks) == prompt
+    assert chunks[-1] == "[DONE]"
+
+
 async def test_an_engine_error_in_a_stream_is_an_event_without_done(make_deployment):
     deployment = await make_deployment({"backend": "echo", "argv": ["--fail-after", "3"]})
     await deployment.serves("echo")

@@ -100,3 +100,20 @@ async def test_a_canary_leaves_a_good_engine_healthy(make_deployment, interval):
     engine = deployment.engines[0]
     await deployment.until(lambda: engine._step > 2)
     assert deployment._running[0][0].health.report()[0] == 200
+
+
+async def test_a_router_plugin_that_raises_costs_its_requests_and_nothing_else(make_deployment, caplog):
+    class Broken:
+        def pick(self, request, candidates, scores):
+            raise ZeroDivisionError("a plugin's mistake")
+
+    deployment = await make_deployment({"backend": "echo"})
+    await deployment.serves("echo")
+    policy = deployment.frontend.models.get("echo").candidates._policy
+    good, policy._picker = policy._picker, Broken()
+    failed = await deployment.client.post(COMPLETIONS, json=completion())
+    assert failed.status_code == 500
+    assert "mistake" not in failed.text
+    policy._picker = good
+    assert (await deployment.client.post(COMPLETIONS, json=completion(max_tokens=1))).status_code == 200
+    assert 'dynamo_frontend_inflight_requests{model="echo"} 0.0' in (await deployment.client.get("/metrics")).text

@@ -111,27 +111,6 @@ async def test_without_tools_or_with_none_the_text_is_left_alone(demo):
     assert choice["finish_reason"] == "stop"
 
 
-@pytest.fixture
-async def scripted(make_deployment, tmp_path):
-    """An echo worker that answers with what a test scripts, parsed by the formats it names."""
-
-    async def make(text, tool_parser="", reasoning_parser=""):
-        script = tmp_path / "script.jsonl"
-        script.write_text(json.dumps({"text": text}) + "\n")
-        deployment = await make_deployment(
-            {
-                "backend": "echo",
-                "argv": ["--script", str(script)],
-                "tool_call_parser": tool_parser,
-                "reasoning_parser": reasoning_parser,
-            }
-        )
-        await deployment.serves("echo")
-        return deployment
-
-    return make
-
-
 SCRIPTS = {
     "hermes": '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Bergen"}}\n</tool_call>',
     "llama3_json": '{"name": "get_weather", "parameters": {"city": "Bergen"}}',

@@ -67,15 +67,17 @@ def test_it_keeps_the_engine_contract(flags: tuple[str, ...]) -> None:
         assert {"events.eviction", "events.agree", "events.load"} <= set(report.named("ok"))
 
 
-async def test_time_passes_as_the_perf_model_says(tmp_path: Path, start) -> None:
+def _engine_seconds(engine: MockerEngine) -> float:
+    """Engine time that has passed; with --speedup-ratio 0 nothing but steps and transfers take any."""
+    return engine._started.ranks[0]._pace.now()
+
+
+async def test_engine_time_passes_as_the_perf_model_says(tmp_path: Path, start) -> None:
     perf = tmp_path / "perf.json"
-    perf.write_text(json.dumps({"prefill": [[1, 1000], [2, 1000]], "decode": [[1, 1, 1000], [2, 1, 1000]]}))
-    engine = await start("--perf-model", str(perf), "--speedup-ratio", "50")
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    outputs = await _serve(engine, _request([1, 2, 3], max_tokens=5))
-    assert len(_ids(outputs)) == 5
-    assert loop.time() - began >= 5 * 1.0 / 50 * 0.9
+    perf.write_text(json.dumps({"prefill": [[1, 3000], [2, 3000]], "decode": [[1, 1, 1000], [2, 1, 1000]]}))
+    engine = await start("--perf-model", str(perf), "--decode-speedup-ratio", "2")
+    assert len(_ids(await _serve(engine, _request([1, 2, 3], max_tokens=5)))) == 5
+    assert _engine_seconds(engine) == pytest.approx(3.0 + 4 * 0.5)
 
 
 async def test_a_prefill_worker_gives_one_token_and_the_way_to_its_kv(start) -> None:
@@ -100,13 +102,10 @@ async def test_prefill_and_decode_together_answer_as_one_worker_would(start) -> 
 
 
 async def test_a_transfer_takes_as_long_as_its_bytes(start) -> None:
-    flags = ("--kv-bytes-per-token", "1e9", "--kv-transfer-bandwidth", "1", "--speedup-ratio", "1000")
-    engine = await start(*flags, mode=DECODE)
+    engine = await start("--kv-bytes-per-token", "1e9", "--kv-transfer-bandwidth", "0.5", mode=DECODE)
     params = {"connector": "mocker", "prompt_tokens": 101}
-    loop = asyncio.get_running_loop()
-    began = loop.time()
     await _serve(engine, _request([5] * 101, max_tokens=1, kv_transfer_params=params))
-    assert loop.time() - began >= 0.1 * 0.9
+    assert _engine_seconds(engine) == pytest.approx(100 * 2.0, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -131,9 +130,7 @@ async def test_a_decode_worker_without_kv_computes_the_prompt(start) -> None:
 async def test_ranks_have_caches_of_their_own(start) -> None:
     engine = await start("--data-parallel-size", "2", "--block-size", "4")
     prompt = list(range(300, 320))
-    cached = [
-        (await _serve(engine, _request(prompt, dp_rank=rank)))[-1].usage.cached_tokens for rank in (0, 1, 0, 1)
-    ]
+    cached = [(await _serve(engine, _request(prompt, dp_rank=rank)))[-1].usage.cached_tokens for rank in (0, 1, 0, 1)]
     assert cached == [0, 0, 16, 16]
     with pytest.raises(InvalidRequest, match="no data-parallel rank 2"):
         await _serve(engine, _request(prompt, dp_rank=2))

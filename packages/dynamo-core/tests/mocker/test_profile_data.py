@@ -90,6 +90,15 @@ def test_more_work_never_takes_less_time(tmp_path: Path) -> None:
     assert model.decode_base == pytest.approx(0.008)
 
 
+def test_what_was_not_varied_adds_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps({"prefill": [[100, 20]], "decode": [[1, 50, 9], [9, 50, 17]]}))
+    model = load_perf_model(path)
+    assert (model.prefill_token, model.prefill_token_context, model.decode_context_token) == (0, 0, 0)
+    assert model.prefill_base == pytest.approx(0.020)
+    assert model.decode_request == pytest.approx(0.001)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -15,10 +15,34 @@ from dynamo.mocker.settings import is_foreign, parse_flags
 
 def test_flags_that_simulators_users_know_are_taken() -> None:
     settings = parse_flags(
-        "--num-gpu-blocks-override 100 --block-size 32 --max-num-seqs 7 --max-num-batched-tokens 640 --speedup-ratio 2 "
-        "--decode-speedup-ratio 1.5 --data-parallel-size 3 --startup-time 0.5 --planner-profile-data /x "
-        "--kv-transfer-bandwidth 32 --kv-bytes-per-token 1024 --no-enable-prefix-caching --enable-chunked-prefill "
-        "--max-model-len 4000".split()
+        [
+            "--num-gpu-blocks-override",
+            "100",
+            "--block-size",
+            "32",
+            "--max-num-seqs",
+            "7",
+            "--max-num-batched-tokens",
+            "640",
+            "--speedup-ratio",
+            "2",
+            "--decode-speedup-ratio",
+            "1.5",
+            "--data-parallel-size",
+            "3",
+            "--startup-time",
+            "0.5",
+            "--planner-profile-data",
+            "/x",
+            "--kv-transfer-bandwidth",
+            "32",
+            "--kv-bytes-per-token",
+            "1024",
+            "--no-enable-prefix-caching",
+            "--enable-chunked-prefill",
+            "--max-model-len",
+            "4000",
+        ]
     )
     assert settings.num_gpu_blocks == 100
     assert settings.data_parallel_size == 3
@@ -30,8 +54,22 @@ def test_flags_that_simulators_users_know_are_taken() -> None:
 def test_flags_without_a_meaning_here_are_named_and_dropped_with_their_values(caplog) -> None:
     with caplog.at_level(logging.WARNING):
         settings = parse_flags(
-            "--engine-type sglang --num-workers=4 --aic-perf-model --zmq-kv-events-ports 1,2 --block-size 32 "
-            "--router-mode kv --no-router-kv-events --sglang-generate --reasoning {}".split()
+            [
+                "--engine-type",
+                "sglang",
+                "--num-workers=4",
+                "--aic-perf-model",
+                "--zmq-kv-events-ports",
+                "1,2",
+                "--block-size",
+                "32",
+                "--router-mode",
+                "kv",
+                "--no-router-kv-events",
+                "--sglang-generate",
+                "--reasoning",
+                "{}",
+            ]
         )
     assert settings.block_size == 32
     [record] = caplog.records

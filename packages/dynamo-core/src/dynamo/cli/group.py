@@ -80,4 +80,4 @@ def _print_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool
 )
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks of errors.  [env: DYN_DEBUG]")
 def root() -> None:
-    """Serve large language models: on this machine, on many, on Kubernetes."""
+    """Serve large language models, on this machine or on many."""

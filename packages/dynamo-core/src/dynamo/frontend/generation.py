@@ -6,13 +6,14 @@ since the last one, and leads to at most one call of the consumer.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import NamedTuple, Protocol
 
 import msgspec
 
-from dynamo.errors import DynamoError, EngineError, ResponseTimeout, Retry, StreamIncomplete
+from dynamo.errors import DynamoError, EngineError, NoInstances, ResponseTimeout, Retry, StreamIncomplete
 from dynamo.frontend.metrics import RequestMetrics
 from dynamo.frontend.models import ServedModel
 from dynamo.parsers import OutputParser
@@ -29,6 +30,9 @@ from dynamo.runtime.tracing import Span, Tracing
 __all__ = ["Delta", "Generation", "GenerationConsumer", "Services"]
 
 logger = logging.getLogger(__name__)
+
+#: Between looks for a worker that a stream could go on at.
+_WAIT_POLL_SECONDS = 0.1
 
 _decode = msgspec.msgpack.Decoder(LLMEngineOutput).decode
 _encode = msgspec.msgpack.Encoder().encode
@@ -67,6 +71,7 @@ class Services(NamedTuple):
     plane: RequestPlane
     tracing: Tracing
     migration_limit: int
+    migration_wait_seconds: float
 
 
 class Generation:
@@ -94,6 +99,7 @@ class Generation:
         self._tracing = services.tracing
         self._span: Span | None = None
         self._migrations_left = services.migration_limit
+        self._wait_seconds = services.migration_wait_seconds
         self._prompt_tokens = len(request.token_ids) // 4
         self._token_ids: list[int] = []
         self._cached_tokens = 0
@@ -215,9 +221,21 @@ class Generation:
             error.message,
             extra={"request_id": self._request.request_id},
         )
+        self._request = self._continuation()
+        self._go_on(error, time.monotonic() + self._wait_seconds)
+
+    def _go_on(self, error: DynamoError, until: float) -> None:
+        """Start again, waiting for a worker to appear: one that was killed is often back within a few seconds."""
+        if self._done:
+            return
         try:
-            self._request = self._continuation()
             self.start()
+        except NoInstances as nobody:
+            if time.monotonic() < until and not self._out_of_time():
+                asyncio.get_running_loop().call_later(_WAIT_POLL_SECONDS, self._go_on, error, until)
+                return
+            nobody.__cause__ = error
+            self._fail(nobody)
         except DynamoError as routing_error:
             routing_error.__cause__ = error
             self._fail(routing_error)

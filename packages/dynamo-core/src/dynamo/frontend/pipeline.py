@@ -88,7 +88,7 @@ class Pipeline:
     ) -> None:
         self._models = models
         self._tracing = tracing
-        self._services = Services(plane, tracing, settings.migration_limit)
+        self._services = Services(plane, tracing, settings.migration_limit, settings.migration_wait_seconds)
         self._metrics = metrics
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()

@@ -30,6 +30,8 @@ class FrontendSettings(Settings):
     """Open requests of this process; beyond it the answer is 503 with Retry-After."""
     migration_limit: int = setting(3, env=("DYN_MIGRATION_LIMIT",), ge=0)
     """How often one stream may move to another worker after losing its own."""
+    migration_wait_seconds: float = setting(5.0, env=("DYN_MIGRATION_WAIT_SECONDS",), ge=0)
+    """How long a stream that lost its worker waits for another one when there is none."""
     max_choices: int = setting(16, env=("DYN_MAX_CHOICES",), ge=1)
     """Largest `n` times prompts of one request."""
     max_stop_strings: int = setting(16, env=("DYN_MAX_STOP_STRINGS",), ge=0)

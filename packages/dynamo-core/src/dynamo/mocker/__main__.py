@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import sys
 
+from dynamo.errors import ConfigError
 from dynamo.mocker.command_line import worker_arguments
+from dynamo.runtime.distributed import EXIT_CONFIG
 from dynamo.worker import main
 
 if __name__ == "__main__":
-    main("mocker", worker_arguments(sys.argv[1:]))
+    try:
+        arguments = worker_arguments(sys.argv[1:])
+    except ConfigError as error:
+        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_CONFIG)
+    main("mocker", arguments)

@@ -109,8 +109,8 @@ def _fit(first: Floats, second: Floats, milliseconds: Floats) -> tuple[float, fl
     """Coefficients of 1, `first` and `second` in seconds, none negative: more work never takes less time."""
     columns = np.stack([np.ones_like(first), first, second], axis=1)
     scale = columns.max(axis=0)
-    scale[scale == 0] = 1.0
-    chosen = [0, 1, 2]
+    # What never varied cannot be told from the constant.
+    chosen = [0, *(index for index in (1, 2) if np.ptp(columns[:, index]) > 0)]
     while True:
         solution = np.linalg.lstsq(columns[:, chosen] / scale[chosen], milliseconds / 1000, rcond=None)[0]
         worst = int(solution.argmin())

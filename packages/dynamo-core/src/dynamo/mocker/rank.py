@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from dynamo.mocker.core import EngineCore, StepResult
 from dynamo.mocker.sequence import Sequence
@@ -18,9 +18,16 @@ _LATEST_SECONDS = 0.1
 class Pace:
     """Engine time: `speedup_ratio` seconds of it pass in one real second; with 0 it jumps ahead without waiting."""
 
-    def __init__(self, speedup_ratio: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        speedup_ratio: float,
+        clock: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """`clock` and `sleep` are real time, in seconds."""
         self._ratio = speedup_ratio
         self._clock = clock
+        self._sleep = sleep
         self._due = 0.0
         self._now = 0.0
 
@@ -32,22 +39,25 @@ class Pace:
         """Let `seconds` of engine time pass; sleeps that are too long are made up for by the next ones."""
         if not self._ratio:
             self._now += seconds
-            await asyncio.sleep(0)
+            await self._sleep(0)
             return
         real = self._clock()
         self._due = max(self._due, real - _LATEST_SECONDS) + seconds / self._ratio
-        await asyncio.sleep(max(0.0, self._due - real))
+        await self._sleep(max(0.0, self._due - real))
+
+    def begin(self) -> None:
+        """Work begins after a rest: there is nothing to make up for."""
+        self._due = self._clock()
 
     async def wait(self, event: asyncio.Event, until: float | None) -> None:
         """Return when `event` is set, or engine time is `until`."""
         if until is not None and not self._ratio:
             self._now = max(self._now, until)
-            await asyncio.sleep(0)
+            await self._sleep(0)
             return
         seconds = None if until is None else max(0.0, until - self.now()) / self._ratio
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(event.wait(), seconds)
-        self._due = self._clock()
 
 
 class Rank:
@@ -66,6 +76,7 @@ class Rank:
 
     async def run(self) -> None:
         """Step until cancelled."""
+        self._pace.begin()
         while True:
             self._added.clear()
             result = self.core.step(self._pace.now())
@@ -75,3 +86,4 @@ class Rank:
             else:
                 self._deliver(result)
                 await self._pace.wait(self._added, result.wait_until)
+                self._pace.begin()

@@ -39,6 +39,9 @@ class ModeResult(msgspec.Struct, frozen=True):
     mode: str
     workers: int
     requests: int
+    """Those served."""
+    refused: int
+    """Those that the router refused because all workers were beyond a threshold."""
     hit_rate: float
     """Prompt tokens found in the cache of the worker chosen, of all prompt tokens."""
     ideal_share: float | None
@@ -75,6 +78,7 @@ def summarize(
         mode=mode,
         workers=workers,
         requests=len(flights),
+        refused=simulation.refused,
         hit_rate=cached_tokens / prompt_tokens,
         ideal_share=cached_tokens / ideal_cached_tokens if ideal_cached_tokens else None,
         imbalance=float(_imbalance(_uncached_tokens(flights, np.zeros(len(flights), np.intp), 1, workers))[0]),

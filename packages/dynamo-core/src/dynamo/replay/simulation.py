@@ -11,7 +11,7 @@ import itertools
 from array import array
 from collections.abc import Sequence as Items
 
-from dynamo.errors import ConfigError
+from dynamo.errors import ConfigError, Overloaded
 from dynamo.mocker.core import CoreEvent, CoreLimits, EngineCore, StepResult
 from dynamo.mocker.perf_model import PerfModel
 from dynamo.mocker.sequence import Sequence, SequenceState
@@ -48,7 +48,8 @@ class SimulatedWorker:
         self.number = number
         self.core = core
         self.stepping = False
-        self.load_time = 0.0
+        self.load_time = float("-inf")
+        """When its load was last published."""
 
 
 class Simulation:
@@ -66,6 +67,7 @@ class Simulation:
     ) -> None:
         self.workers = [SimulatedWorker(number, EngineCore(limits, perf_model)) for number in range(workers)]
         self.token_gaps = array("d")
+        self.refused = 0
         self._trace = trace
         self._router = router
         self._delay = kv_event_delay_seconds
@@ -76,7 +78,7 @@ class Simulation:
         """KV events on their way, by their arrival."""
 
     def run(self) -> list[Flight]:
-        """All requests, served.
+        """All requests that were served; those that the router refused are counted in `refused`.
 
         Raises:
             ConfigError: a request does not fit a worker.
@@ -85,16 +87,20 @@ class Simulation:
         for arrival, group in itertools.groupby(self._trace.requests, key=lambda request: request.arrival_seconds):
             self._advance(arrival)
             # All that arrive at once are there before any worker goes on.
-            arrived = [self._dispatch(request, arrival) for request in group]
+            arrived = [flight for request in group if (flight := self._dispatch(request, arrival)) is not None]
             for flight in arrived:
                 self._begin_step(self.workers[flight.worker], arrival)
             flights += arrived
         self._advance(float("inf"))
         return flights
 
-    def _dispatch(self, request: TraceRequest, now: float) -> Flight:
+    def _dispatch(self, request: TraceRequest, now: float) -> Flight | None:
         self._deliver_late_events(now)
-        route = self._router.select(request, now)
+        try:
+            route = self._router.select(request, now)
+        except Overloaded:
+            self.refused += 1
+            return None
         flight = Flight(request, route)
         try:
             self.workers[flight.worker].core.add(flight.sequence)
@@ -120,6 +126,9 @@ class Simulation:
             result = worker.core.step(now)
             worker.stepping = True
             heapq.heappush(self._steps, (now + result.duration_seconds, next(self._order), worker, result))
+        if now - worker.load_time >= _LOAD_INTERVAL_SECONDS or not worker.stepping:
+            worker.load_time = now
+            self._router.take_load(worker.number, worker.core.load(), now)
 
     def _end_step(self, worker: SimulatedWorker, result: StepResult, now: float) -> None:
         self._take_outputs(result.outputs, now)
@@ -129,9 +138,6 @@ class Simulation:
                 heapq.heappush(self._late_events, late)
             else:
                 self._router.take_events(worker.number, result.events)
-        if now - worker.load_time >= _LOAD_INTERVAL_SECONDS or not worker.core.has_work:
-            worker.load_time = now
-            self._router.take_load(worker.number, worker.core.load(), now)
 
     def _take_outputs(self, outputs: Items[Sequence], now: float) -> None:
         gaps = self.token_gaps

@@ -18,9 +18,9 @@ from dynamo.router.metrics import ModelRouterMetrics
 from dynamo.router.policy import Choice, RouterPolicy
 from dynamo.router.route import Route
 from dynamo.router.settings import RouterSettings
-from dynamo.router.worker import LOAD_LIFETIME_SECONDS, Candidate
+from dynamo.router.worker import Candidate
 
-__all__ = ["LOAD_LIFETIME_SECONDS", "Candidate", "CandidateTable"]
+__all__ = ["Candidate", "CandidateTable"]
 
 
 class CandidateTable:

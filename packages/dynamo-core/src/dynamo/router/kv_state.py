@@ -128,8 +128,8 @@ class KvState:
             self._metrics.overlapped(facts, len(hashes), best)
         if worker.routed is not None and hashes:
             index = self.indexer.index(size)
-            index.remove(worker.slot, worker.routed.use(hashes, now))
             index.store(worker.slot, hashes)
+            index.remove(worker.slot, worker.routed.use(hashes, now))
         uncached = max(0, request.prompt_tokens - facts.overlap_blocks * size)
         return worker.active.book(uncached, hashes, now)
 

@@ -7,14 +7,13 @@ from dynamo.protocols.addressing import WorkerKey
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.load import EngineLoad
 from dynamo.router.breaker import CircuitBreaker
+from dynamo.router.core.active_sequences import REPORT_LIFETIME_SECONDS
 from dynamo.router.core.cost import WorkerFacts
 from dynamo.router.kv_state import KvWorker
 from dynamo.router.settings import RouterSettings
 
-__all__ = ["LOAD_LIFETIME_SECONDS", "Candidate"]
+__all__ = ["Candidate"]
 
-#: What a worker said of its load longer ago than this is not used; workers repeat theirs every 5 s.
-LOAD_LIFETIME_SECONDS = 15.0
 #: Failures that lie with the worker, not with the request. A full or draining worker is well.
 _WORKER_FAILURES = (TransportError, EngineShutdown, StreamIncomplete)
 _NOTHING_KNOWN = WorkerFacts(1)
@@ -72,11 +71,11 @@ class Candidate:
         self.load = load
         self._load_time = now
         if self.kv is not None:
-            self.kv.active.correct(load.active_prefill_tokens, load.active_decode_blocks)
+            self.kv.active.correct(load.active_prefill_tokens, load.active_decode_blocks, now)
 
     def forget_old_load(self, now: float) -> None:
         """Drop what was said too long ago."""
-        if self.load is not None and now - self._load_time > LOAD_LIFETIME_SECONDS:
+        if self.load is not None and now - self._load_time > REPORT_LIFETIME_SECONDS:
             self.load = None
 
     def busy(self, settings: RouterSettings) -> bool:

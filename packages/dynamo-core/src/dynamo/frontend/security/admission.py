@@ -46,7 +46,7 @@ class Security:
         self._windows = windows
         self._clock = clock
         self._loaded: tuple[KeyTable, dict[str, Identity]] = (KeyTable(()), {})
-        self.watch = FileWatch([file], self._load, "API keys") if file is not None else None
+        self.watch = FileWatch([file], self._load, "API keys", threaded=True) if file is not None else None
         """Follows the file; None without one."""
         self._load()
 
@@ -116,4 +116,8 @@ def create_security(settings: FrontendSettings, state_directory: Path) -> Securi
         windows = SqliteWindows(state_directory / "frontend" / "rate-windows.sqlite")
     else:
         windows = MemoryWindows()
-    return Security(fixed, Path(settings.api_key_file) if settings.api_key_file else None, windows)
+    try:
+        return Security(fixed, Path(settings.api_key_file) if settings.api_key_file else None, windows)
+    except DynamoError:
+        windows.close()
+        raise

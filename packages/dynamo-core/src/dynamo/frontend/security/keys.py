@@ -37,7 +37,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     """One entry of a key file."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[\w.@:-]{1,128}$")]
-    key: Annotated[str, msgspec.Meta(min_length=8, max_length=_KEY_LIMIT_CHARACTERS)] | None = None
+    key: Annotated[str, msgspec.Meta(pattern=rf"^[!-~]{{8,{_KEY_LIMIT_CHARACTERS}}}$")] | None = None
     sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
     models: list[str] | None = None
     requests_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None

@@ -25,7 +25,8 @@ class TlsFiles:
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.set_alpn_protocols(["http/1.1"])
-        self.watch = FileWatch([certificate, key], self._load, "TLS certificate")
+        # On the event loop, where handshakes begin: a context must not change under one.
+        self.watch = FileWatch([certificate, key], self._load, "TLS certificate", threaded=False)
         self._load()
         if client_authorities is not None:
             self._require_clients_of(client_authorities)
@@ -48,8 +49,10 @@ class TlsFiles:
 
     def _load(self) -> None:
         try:
-            # A password prompt would stop the process: an encrypted key is refused by the empty password.
-            self.context.load_cert_chain(self._certificate, self._key, password=lambda: "")
+            # First into one that nobody uses: a pair that does not fit would leave the real one without a key.
+            for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
+                # A password prompt would stop the process: an encrypted key is refused by the empty password.
+                context.load_cert_chain(self._certificate, self._key, password=lambda: "")
         except (OSError, ssl.SSLError, ValueError) as error:
             raise ConfigError(
                 f"cannot use the certificate {self._certificate} with the key {self._key}: {error}",

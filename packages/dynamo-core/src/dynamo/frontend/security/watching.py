@@ -18,26 +18,35 @@ class FileWatch:
     """Calls `reload` when one of `paths` has changed; while that fails, what was loaded before stays in force.
 
     It polls: Kubernetes changes mounted secrets by moving links, and network file systems announce nothing.
+
+    Args:
+        paths: files; they may be missing.
+        reload: raises ConfigError when they cannot be used.
+        what: they are, for the log.
+        threaded: whether `reload` runs in a thread, for what takes long; else on the event loop.
     """
 
-    def __init__(self, paths: Sequence[Path], reload: Callable[[], None], what: str) -> None:
+    def __init__(self, paths: Sequence[Path], reload: Callable[[], None], what: str, *, threaded: bool) -> None:
         self._paths = paths
         self._reload = reload
         self._what = what
+        self._threaded = threaded
         self._seen = self._signature()
 
     async def follow(self, interval_seconds: float) -> None:
         """Poll until cancelled."""
         while True:
             await asyncio.sleep(interval_seconds)
-            await asyncio.to_thread(self.check)
+            now = await asyncio.to_thread(self._signature)
+            if now == self._seen:
+                continue
+            self._seen = now
+            if self._threaded:
+                await asyncio.to_thread(self._try_reload)
+            else:
+                self._try_reload()
 
-    def check(self) -> None:
-        """Look once."""
-        now = self._signature()
-        if now == self._seen:
-            return
-        self._seen = now
+    def _try_reload(self) -> None:
         try:
             self._reload()
         except ConfigError as error:

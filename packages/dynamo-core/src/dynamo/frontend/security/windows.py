@@ -76,12 +76,7 @@ class SqliteWindows:
     def __init__(self, path: Path) -> None:
         """Raises ConfigError when the file cannot be opened or is not a database."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
-            self._database.execute("PRAGMA journal_mode = WAL")
-            # Counters of one minute need not survive a power cut, and the event loop must not wait for the disk.
-            self._database.execute("PRAGMA synchronous = OFF")
-            self._database.execute(_SCHEMA)
+            self._database = _open(path)
         except (OSError, sqlite3.Error) as error:
             raise ConfigError(
                 f"cannot open {path} for rate limits: {error}",
@@ -135,3 +130,17 @@ class SqliteWindows:
         if not self._failing:
             logger.warning("rate limits are counted by this process alone: %s", error)
         self._failing = True
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    database = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        # Counters of one minute need not survive a power cut, and the event loop must not wait for the disk.
+        database.execute("PRAGMA synchronous = OFF")
+        database.execute(_SCHEMA)
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database

@@ -6,7 +6,10 @@ books what it sends. What a report holds beyond the booking is other routers' lo
 
 from __future__ import annotations
 
-__all__ = ["ActiveSequences", "Booking"]
+__all__ = ["REPORT_LIFETIME_SECONDS", "ActiveSequences", "Booking"]
+
+#: What a worker said of its load longer ago than this is not used; workers repeat theirs every 5 s.
+REPORT_LIFETIME_SECONDS = 15.0
 
 
 class Booking:
@@ -48,6 +51,7 @@ class ActiveSequences:
         self._blocks: dict[int, int] = {}
         self._booked_prefill_tokens = 0
         self._foreign_decode_blocks = 0
+        self._reported_at: float | None = None
         self.prefill_tokens = 0
         """Prompt tokens that are to be computed, booked and foreign."""
         self.decode_blocks = 0
@@ -96,14 +100,18 @@ class ActiveSequences:
                 high = middle
         return high
 
-    def correct(self, prefill_tokens: int, decode_blocks: int) -> None:
+    def correct(self, prefill_tokens: int, decode_blocks: int, now: float) -> None:
         """The worker published its load: what is beyond our own bookings counts from now on."""
+        self._reported_at = now
         self.prefill_tokens = max(prefill_tokens, self._booked_prefill_tokens)
         self._foreign_decode_blocks = max(0, decode_blocks - len(self._blocks))
         self.decode_blocks = len(self._blocks) + self._foreign_decode_blocks
 
     def expire(self, now: float) -> None:
-        """Drop the bookings that are too old: their end was lost."""
+        """Drop the bookings that are too old, since their end was lost, and a report that is."""
+        if self._reported_at is not None and now - self._reported_at > REPORT_LIFETIME_SECONDS:
+            self.correct(0, 0, now)
+            self._reported_at = None
         while self._open:
             oldest = next(iter(self._open))
             if now - oldest.booked_at < self._lifetime:
