@@ -28,6 +28,8 @@ from words import (
 Skill = Callable[[random.Random, Context], Exchange]
 
 _HELD_OUT_ONE_IN = 12
+# Mostly short: each answer shows only once where to stop, which is the hard part.
+_COUNT_LENGTHS = (*((3, 9),) * 7, *((9, 21),) * 2, (21, 101))
 _STORY_ENDS = (
     "They were friends from that day on.",
     "Then they all went home for supper.",
@@ -118,10 +120,7 @@ def counting(rng: random.Random, context: Context) -> Exchange:
     """All whole numbers from one to another, at most to a hundred."""
     del context
     start = rng.choice((1, rng.randrange(10), rng.randrange(98), rng.randrange(98)))
-    # Mostly short ones: each shows only once where to stop, which is the hard part.
-    length = rng.choice(
-        (*(rng.randrange(3, 9) for _ in range(7)), *(rng.randrange(9, 21),) * 2, rng.randrange(21, 101))
-    )
+    length = rng.randrange(*rng.choice(_COUNT_LENGTHS))
     end = min(start + length - 1, 100)
     question = rng.choice(
         (f"Count from {start} to {end}.", f"Count from {start} to {end}.", f"Count {start} to {end}.")

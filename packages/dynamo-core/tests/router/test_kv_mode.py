@@ -19,7 +19,7 @@ from dynamo.protocols.kv_events import HashesStored, KvEventBatch
 from dynamo.protocols.llm import pack_token_ids
 from dynamo.protocols.load import EngineLoad, WorkerLoad
 from dynamo.protocols.model_card import EngineCapabilities, ModelDeploymentCard
-from dynamo.protocols.routing import PromptHashes, RouterOverrides, RouteRequest
+from dynamo.protocols.routing import PromptHashes, RouteRequest, RouterOverrides
 from dynamo.router.candidates import CandidateTable
 from dynamo.router.explain import DecisionLog
 from dynamo.router.policy import policy_for_mode

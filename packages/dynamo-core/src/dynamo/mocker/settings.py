@@ -14,7 +14,7 @@ from dynamo.config import Settings, setting, setting_infos, settings_from_flags,
 from dynamo.config.settings import nearest
 from dynamo.errors import ConfigError
 
-__all__ = ["MockerSettings", "is_foreign", "parse_flags"]
+__all__ = ["MockerSettings", "flags_help", "is_foreign", "parse_flags"]
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +112,8 @@ def parse_flags(argv: Sequence[str]) -> MockerSettings:
     own, foreign = _split(argv)
     if foreign:
         logger.warning("the mocker has no use for these flags and ignores them: %s", " ".join(foreign))
-    command = settings_options(MockerSettings)(
-        click.Command("mocker", add_help_option=False, callback=lambda **flags: flags)
-    )
     try:
-        flags: dict[str, Any] = command.main(own, prog_name="mocker", standalone_mode=False)
+        flags: dict[str, Any] = _command().main(own, prog_name="mocker", standalone_mode=False)
     except click.NoSuchOption as error:
         raise _unknown_flag(error.option_name) from error
     except click.ClickException as error:
@@ -124,6 +121,23 @@ def parse_flags(argv: Sequence[str]) -> MockerSettings:
     path = flags.get("mocker__extra_engine_args")
     file = _read_arguments(Path(path)) if path else None
     return settings_from_flags(MockerSettings, flags, file=file, environ={})
+
+
+def flags_help() -> str:
+    """All flags and what they mean, as ``--help`` shows them."""
+    command = _command()
+    formatter = click.HelpFormatter(width=100)
+    command.format_options(click.Context(command), formatter)
+    return formatter.getvalue().replace("Options:", "Flags of the simulated engine:", 1)
+
+
+def _command() -> click.Command:
+    @click.command("mocker", add_help_option=False)
+    @settings_options(MockerSettings)
+    def mocker(**flags: Any) -> dict[str, Any]:
+        return flags
+
+    return mocker
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

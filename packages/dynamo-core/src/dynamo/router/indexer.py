@@ -27,7 +27,7 @@ from dynamo.protocols.kv_events import (
 )
 from dynamo.protocols.planes import RequestPlane
 from dynamo.router.core.event_order import EventOrder, Verdict
-from dynamo.router.core.prefix_index import PrefixIndex
+from dynamo.router.core.tiered_index import TIERS, TieredIndex
 from dynamo.runtime.client import encode_request, stream_items
 from dynamo.runtime.context import Context
 
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 _FIRST_RETRY_SECONDS = 0.1
 _LONGEST_RETRY_SECONDS = 5.0
 _ANSWER_TIMEOUT_SECONDS = 30.0
-_DEVICE = "device"
+_TIER_OF = {medium: tier for tier, medium in enumerate(TIERS)}
 
 
 class _Source:
@@ -74,14 +74,14 @@ class KvIndexer:
         self._plane = plane
         self._max_blocks = max_blocks
         self._count = count
-        self._indexes: dict[int, PrefixIndex] = {}
+        self._indexes: dict[int, TieredIndex] = {}
         self._sources: dict[WorkerKey, _Source] = {}
 
-    def index(self, block_size: int) -> PrefixIndex:
+    def index(self, block_size: int) -> TieredIndex:
         """The index of blocks of `block_size` tokens."""
         found = self._indexes.get(block_size)
         if found is None:
-            found = self._indexes[block_size] = PrefixIndex(self._max_blocks)
+            found = self._indexes[block_size] = TieredIndex(self._max_blocks)
         return found
 
     def blocks(self) -> int:
@@ -110,7 +110,7 @@ class KvIndexer:
         if source is not None:
             if source.task is not None:
                 source.task.cancel()
-            self.index(source.block_size).clear(source.slot)
+            self.index(source.block_size).forget(source.slot)
 
     def take(self, batch: KvEventBatch) -> None:
         """A batch that was published."""
@@ -157,13 +157,16 @@ class KvIndexer:
                 index.clear(slot)
             elif len(event.hashes) % 8:
                 self._complain(worker, source, "malformed")
-            elif event.medium != _DEVICE:
+            elif (tier := _TIER_OF.get(event.medium)) is None:
                 self._count("other_medium", 1)
+            elif tier and not index.use_tiers(slot):
+                self._begin_anew(worker, source)
+                return
             elif isinstance(event, HashesStored):
-                index.store(slot, np.frombuffer(event.hashes, "<u8").tolist(), event.parent)
+                index.store(slot, np.frombuffer(event.hashes, "<u8").tolist(), event.parent, tier)
             else:
-                unknown += index.remove(slot, np.frombuffer(event.hashes, "<u8").tolist())
-        if unknown:
+                unknown += index.remove(slot, np.frombuffer(event.hashes, "<u8").tolist(), tier)
+        if unknown and not index.device.evicted_blocks:
             self._complain(worker, source, "unknown_removal", unknown)
         if index.conflicts != conflicts:
             self._complain(worker, source, "conflict", index.conflicts - conflicts)

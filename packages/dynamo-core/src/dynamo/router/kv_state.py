@@ -16,6 +16,7 @@ from dynamo.protocols.routing import RouteRequest
 from dynamo.router.core.active_sequences import ActiveSequences, Booking
 from dynamo.router.core.cost import WorkerFacts
 from dynamo.router.core.routed_blocks import RoutedBlocks
+from dynamo.router.core.tiered_index import TierMatch
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.metrics import ModelRouterMetrics
 from dynamo.router.settings import RouterSettings
@@ -83,7 +84,7 @@ class KvState:
         known = self._workers.pop(worker, None)
         if known is not None:
             self.indexer.forget(worker)
-            self.indexer.index(known.block_size).clear(known.slot)
+            self.indexer.index(known.block_size).forget(known.slot)
             self._slots.release(worker)
 
     def take_events(self, batch: KvEventBatch) -> None:
@@ -94,7 +95,7 @@ class KvState:
         """Set the `facts` of all candidates for `request`."""
         if now - self._swept_at >= _SWEEP_SECONDS:
             self._sweep(now)
-        by_block_size: dict[int, tuple[list[int], dict[int, int]]] = {}
+        by_block_size: dict[int, tuple[list[int], TierMatch]] = {}
         for candidate in candidates:
             worker = candidate.kv
             assert worker is not None
@@ -103,9 +104,9 @@ class KvState:
             if found is None:
                 hashes = request.prompt.of(size) if request.prompt is not None else []
                 found = by_block_size[size] = (hashes, self.indexer.index(size).match(hashes))
-            hashes, overlaps = found
-            active = worker.active
-            overlap = overlaps.get(worker.slot, 0)
+            hashes, match = found
+            active, slot = worker.active, worker.slot
+            overlap = match.device.get(slot, 0)
             candidate.facts = WorkerFacts(
                 size,
                 overlap,
@@ -114,6 +115,10 @@ class KvState:
                 active.decode_blocks,
                 candidate.active_requests,
             )
+            if match.host is not match.device:
+                with_host = match.host.get(slot, 0)
+                candidate.facts.host_blocks = with_host - overlap
+                candidate.facts.disk_blocks = match.disk.get(slot, 0) - with_host
 
     def book(
         self, request: RouteRequest, chosen: MeasuredWorker, others: Sequence[MeasuredWorker], now: float

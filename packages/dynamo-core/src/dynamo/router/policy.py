@@ -133,6 +133,8 @@ def _cost_parameters(settings: RouterSettings) -> CostParameters:
         overlap_score_credit_decay=settings.router_kv_overlap_score_credit_decay,
         prefill_load_scale=settings.router_prefill_load_scale,
         active_request_blocks=settings.router_decode_active_request_weight,
+        host_cache_hit_weight=settings.router_host_cache_hit_weight,
+        disk_cache_hit_weight=settings.router_disk_cache_hit_weight,
     )
 
 

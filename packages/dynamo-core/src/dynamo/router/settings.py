@@ -28,6 +28,10 @@ class RouterSettings(Settings):
     """Weight of a block to prefill against one to decode."""
     router_decode_active_request_weight: float = setting(0.0, env=("DYN_ROUTER_DECODE_ACTIVE_REQUEST_WEIGHT",), ge=0)
     """Cost, in blocks, of each request that a worker has."""
+    router_host_cache_hit_weight: float = setting(0.75, env=("DYN_ROUTER_HOST_CACHE_HIT_WEIGHT",), ge=0)
+    """Blocks of prefill that a block in the worker's host memory saves."""
+    router_disk_cache_hit_weight: float = setting(0.25, env=("DYN_ROUTER_DISK_CACHE_HIT_WEIGHT",), ge=0)
+    """Blocks of prefill that a block on the worker's disk saves."""
     router_temperature: float = setting(0.0, env=("DYN_ROUTER_TEMPERATURE",), ge=0)
     """0 takes the cheapest worker; above it workers are drawn, the cheap ones more often."""
     router_use_kv_events: bool = setting(

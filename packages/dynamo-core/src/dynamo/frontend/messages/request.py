@@ -9,7 +9,7 @@ import msgspec
 
 from dynamo.errors import InvalidRequest
 from dynamo.frontend.messages.conversation import chat_messages
-from dynamo.frontend.requests import ChatRequest, check_range, check_stop
+from dynamo.frontend.requests import ChatRequest, Priority, check_range, check_stop
 
 __all__ = ["MessageRequest", "TokenCountRequest", "chat_request", "check_message_request"]
 
@@ -43,7 +43,7 @@ class MessageRequest(TokenCountRequest, kw_only=True):
     top_k: int | None = None
     metadata: dict[str, Any] | None = None
     cache_salt: str | None = None
-    priority: int = 0
+    priority: Priority = 0
 
 
 def check_message_request(request: MessageRequest, max_stop_sequences: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from dynamo.errors import DynamoError, InvalidRequest
-from dynamo.frontend.requests import ChatRequest, check_range
+from dynamo.frontend.requests import ChatRequest, Priority, check_range
 
 __all__ = ["ResponseRequest", "chat_request", "check_response_request", "render_error"]
 
@@ -47,7 +47,7 @@ class ResponseRequest(msgspec.Struct, kw_only=True):
     context_management: Any = None
     moderation: Any = None
     cache_salt: str | None = None
-    priority: int = 0
+    priority: Priority = 0
 
 
 def check_response_request(request: ResponseRequest) -> None:

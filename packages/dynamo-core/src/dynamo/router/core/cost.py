@@ -2,7 +2,8 @@
 
 The rule is the one that users of the upstream router know, so that their tuning carries over::
 
-    prefill = max(0, active_prefill_tokens / block_size + prompt_tokens / block_size - credit * overlap_blocks)
+    cached  = credit * overlap_blocks + host_cache_hit_weight * host_blocks + disk_cache_hit_weight * disk_blocks
+    prefill = max(0, (active_prefill_tokens + prompt_tokens) / block_size - cached)
     cost    = prefill_load_scale * prefill + active_decode_blocks + new_blocks + active_request_blocks * active_requests
     credit  = overlap_score_credit / (1 + overlap_score_credit_decay * excess)
 
@@ -29,6 +30,8 @@ class CostParameters(msgspec.Struct, frozen=True):
     overlap_score_credit_decay: float = 0.0
     prefill_load_scale: float = 1.0
     active_request_blocks: float = 0.0
+    host_cache_hit_weight: float = 0.75
+    disk_cache_hit_weight: float = 0.25
 
     def overridden(self, overrides: RouterOverrides | None) -> CostParameters:
         """With the parameters that one request brings."""
@@ -51,6 +54,10 @@ class WorkerFacts(msgspec.Struct, gc=False):
     active_prefill_tokens: int = 0
     active_decode_blocks: int = 0
     active_requests: int = 0
+    host_blocks: int = 0
+    """Blocks behind the overlap that host memory holds."""
+    disk_blocks: int = 0
+    """Blocks behind those that disk holds."""
 
 
 def costs(parameters: CostParameters, prompt_tokens: int, workers: Sequence[WorkerFacts]) -> list[float]:
@@ -63,6 +70,9 @@ def costs(parameters: CostParameters, prompt_tokens: int, workers: Sequence[Work
         waiting = worker.active_prefill_tokens
         own_credit = credit / (1 + decay * (waiting - least) / max(1, prompt_tokens)) if decay else credit
         prefill = (waiting + prompt_tokens) / worker.block_size - own_credit * worker.overlap_blocks
+        if worker.host_blocks or worker.disk_blocks:
+            prefill -= parameters.host_cache_hit_weight * worker.host_blocks
+            prefill -= parameters.disk_cache_hit_weight * worker.disk_blocks
         if prefill < 0:
             prefill = 0.0
         found.append(

@@ -164,6 +164,16 @@ class PrefixIndex:
             found[worker] = last + 1
         return found
 
+    def content(self) -> Iterator[tuple[int, list[int], int | None]]:
+        """What shows, as arguments of :meth:`store`, parents before children. Slow: for making another index."""
+        runs = list(self._below.get(None, ()))
+        while runs:
+            run = runs.pop()
+            for worker in self._members_of(run.workers):
+                yield worker, list(run.hashes), run.parent
+            for sequence_hash in run.hashes:
+                runs += self._below.get(sequence_hash, ())
+
     def _hidden_of(self, worker: int) -> HiddenBlocks:
         hidden = self._hidden.get(worker)
         if hidden is None:
