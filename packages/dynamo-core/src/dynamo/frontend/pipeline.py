@@ -19,7 +19,7 @@ from dynamo.frontend.formats import ChatFormat, CompletionFormat
 from dynamo.frontend.generation import Generation, Services
 from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
-from dynamo.frontend.prompts import Prompt, Prompts, chat_prompts, completion_prompts
+from dynamo.frontend.prompts import Prompt, Prompts, chat_prompts, completion_prompts, prompt_count
 from dynamo.frontend.refusals import Refusals, check_room, request_id
 from dynamo.frontend.requests import (
     ChatRequest,
@@ -121,6 +121,8 @@ class Pipeline:
             request = decode_body(exchange.body, CompletionRequest)
             check_common(request, max_stop_strings=self._settings.max_stop_strings)
             check_completion(request)
+            # Before anything is tokenized: thousands of prompts in one body are refused for free.
+            self._check_choices((request.n or 1) * prompt_count(request))
             model = self._models.get(request.model)
             answer_id = f"cmpl-{request_id(exchange)}"
 
@@ -153,6 +155,7 @@ class Pipeline:
         check_common(request, max_stop_strings=self._settings.max_stop_strings)
         check_chat(request)
         check_tools(request)
+        self._check_choices(request.n or 1)
         model = self._models.get(request.model)
         limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
         supported = model.card.capabilities.guided
@@ -166,6 +169,12 @@ class Pipeline:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _check_choices(self, total: int) -> None:
+        if total > self._settings.max_choices:
+            raise InvalidRequest(
+                f"{total} choices are asked for; at most {self._settings.max_choices} are allowed", param="n"
+            )
 
     def _begin(self, job: _Job, prompts: Prompts) -> None:
         if isinstance(prompts, list):
@@ -185,11 +194,6 @@ class Pipeline:
         """Make one generation per prompt and choice, and an answer that follows them."""
         request, model = job.request, job.model
         choices = request.n or 1
-        total = choices * len(prompts)
-        if total > self._settings.max_choices:
-            raise InvalidRequest(
-                f"{total} choices are asked for; at most {self._settings.max_choices} are allowed", param="n"
-            )
         limits = [_token_limit(prompt, job.max_tokens, model.context_length_tokens) for prompt in prompts]
         span = self._tracing.span(
             job.endpoint,

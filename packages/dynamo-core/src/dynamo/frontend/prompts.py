@@ -13,7 +13,7 @@ from dynamo.errors import InvalidRequest
 from dynamo.frontend.models import ServedModel
 from dynamo.frontend.requests import ChatRequest, CompletionRequest
 
-__all__ = ["INLINE_TEXT_CHARACTERS", "Prompt", "Prompts", "chat_prompts", "completion_prompts"]
+__all__ = ["INLINE_TEXT_CHARACTERS", "Prompt", "Prompts", "chat_prompts", "completion_prompts", "prompt_count"]
 
 #: Longer texts are tokenized in a thread: 0.3 MB of text would hold up every stream for tens of milliseconds.
 INLINE_TEXT_CHARACTERS = 8192
@@ -44,6 +44,12 @@ def chat_prompts(request: ChatRequest, model: ServedModel) -> Prompts:
         variables=request.chat_template_kwargs,
     )
     return _tokenize(model, [text], add_special_tokens=False)
+
+
+def prompt_count(request: CompletionRequest) -> int:
+    """How many prompts a completion request has: a text is one, and so is a list of token ids."""
+    prompt = request.prompt
+    return 1 if isinstance(prompt, str) or isinstance(prompt[0], int) else len(prompt)
 
 
 def completion_prompts(request: CompletionRequest, model: ServedModel) -> Prompts:
