@@ -42,7 +42,7 @@ async def settled(deployment):
 
     def agree():
         kv = state(deployment)
-        indexed = [kv.indexer.index(16).blocks_of(worker.slot) for worker in kv._workers.values()]
+        indexed = [kv.indexer.index(16).device.blocks_of(worker.slot) for worker in kv._workers.values()]
         return sorted(indexed) == sorted(engine.load()[0].cached_kv_blocks for engine in deployment.engines)
 
     await deployment.until(agree)

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dynamo.errors import ConfigError, InvalidRequest, KvTransferError, Overloaded
+from dynamo.errors import ConfigError, EngineError, EngineShutdown, InvalidRequest, KvTransferError, Overloaded
+from dynamo.mocker.core import BlocksRemoved
 from dynamo.mocker.engine import MockerEngine
+from dynamo.mocker.event_queue import EVENT_BACKLOG_LIMIT
+from dynamo.mocker.perf_model import PerfModel
 from dynamo.protocols.engine import EngineOptions
 from dynamo.protocols.kv_events import BlockRemoved, BlockStored
 from dynamo.protocols.llm import DisaggregationMode, PreprocessedRequest, StopConditions, pack_token_ids
@@ -213,3 +216,50 @@ async def test_wrong_directories_and_settings_are_clear_errors(tmp_path: Path) -
     ):
         with pytest.raises(ConfigError, match=message):
             await MockerEngine(options).start()
+
+
+async def test_without_room_for_events_nothing_new_is_cached(start) -> None:
+    engine = await start("--block-size", "4")
+    events = engine.kv_events()
+    prompt = list(range(300, 320))
+    first = asyncio.ensure_future(events.__anext__())
+    await _serve(engine, _request(prompt, max_tokens=1))
+    assert len((await asyncio.wait_for(first, 10)).events[0].block_hashes) == 5
+    for number in range(EVENT_BACKLOG_LIMIT):
+        engine._events.put([BlocksRemoved([number])], 0)
+    await _serve(engine, _request([1, 2], max_tokens=1))  # the end of a step is when the engine looks
+    before = engine.load()[0].cached_kv_blocks
+    await _serve(engine, _request(list(range(400, 420)), max_tokens=1))
+    assert engine.load()[0].cached_kv_blocks == before
+    for _ in range(EVENT_BACKLOG_LIMIT):
+        await events.__anext__()
+    await _serve(engine, _request([1, 2], max_tokens=1))
+    await _serve(engine, _request(list(range(400, 420)), max_tokens=1))
+    assert engine.load()[0].cached_kv_blocks == before + 5
+    await events.aclose()
+
+
+async def test_events_have_one_consumer(start) -> None:
+    engine = await start()
+    first, second = engine.kv_events(), engine.kv_events()
+    waiting = asyncio.ensure_future(first.__anext__())
+    await asyncio.sleep(0)
+    with pytest.raises(EngineError, match="have a consumer"):
+        await second.__anext__()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    await first.aclose()
+
+
+class _BrokenModel(PerfModel):
+    def step_seconds(self, *args) -> float:
+        raise ZeroDivisionError("no such speed")
+
+
+async def test_a_rank_that_dies_ends_its_streams_and_the_engine(start, caplog) -> None:
+    engine = await start()
+    engine._started.ranks[0].core._perf_model = _BrokenModel()
+    for _ in range(2):
+        with pytest.raises(EngineShutdown):
+            await asyncio.wait_for(_serve(engine, _request([1, 2])), 10)
+    assert "no such speed" in caplog.text

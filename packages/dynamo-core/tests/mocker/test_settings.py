@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,12 @@ def test_the_worker_host_gets_its_own_spelling() -> None:
 def test_a_wrong_endpoint_is_refused(endpoint: list[str]) -> None:
     with pytest.raises(ConfigError, match="parts"):
         worker_arguments(endpoint)
+
+
+@pytest.mark.parametrize(("flags", "message"), [(("--endpoint", "a.b"), "2 parts"), (("--sped", "1"), "--sped")])
+def test_the_program_says_what_is_wrong_without_a_traceback(flags: tuple[str, ...], message: str) -> None:
+    command = [sys.executable, "-m", "dynamo.mocker", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 78
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

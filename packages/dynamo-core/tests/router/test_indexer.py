@@ -96,7 +96,7 @@ class Cluster:
 
     def held(self, tokens):
         hashes = sequence_hashes(np.asarray(tokens, np.uint32), SIZE).tolist()
-        return self.indexer.index(SIZE).match(hashes)
+        return self.indexer.index(SIZE).device.match(hashes)
 
 
 def key(number):
@@ -214,7 +214,7 @@ def wrong_batches(publisher):
         "conflict": batch(events=[HashesStored(packed(77)), HashesStored(packed(77), 77)]),
         "duplicate": batch(sequence=0),
         "stale_epoch": batch(epoch=1),
-        "other_medium": batch(events=[HashesStored(packed(5), medium="disk")]),
+        "other_medium": batch(events=[HashesStored(packed(5), medium="tape")]),
     }
 
 

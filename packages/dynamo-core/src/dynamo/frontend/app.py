@@ -59,7 +59,8 @@ class Frontend:
         self._settings = settings
         self._runtime = runtime
         # Made once here so that an unknown mode stops the start, not the first request.
-        policy_for_mode(router.router_mode, plugins(), router)
+        policy = policy_for_mode(router.router_mode, plugins(), router)
+        self._follows_caches = policy.needs_facts and router.router_use_kv_events
         state_directory = runtime.settings.state_directory()
         cache = ArtifactCache(Path(settings.artifact_cache_dir or state_directory / "artifacts"))
         fetcher = ArtifactFetcher(runtime.request_plane, cache)
@@ -97,7 +98,8 @@ class Frontend:
         runtime.instances.listen(self.models.on_instance)
         if runtime.event_plane is not None:
             await runtime.event_plane.subscribe(LOAD_SUBJECT, self.models.on_load)
-            await runtime.event_plane.subscribe(KV_EVENTS_SUBJECT, self.models.on_kv_events)
+            if self._follows_caches:
+                await runtime.event_plane.subscribe(KV_EVENTS_SUBJECT, self.models.on_kv_events)
         logger.info("listening on %s://%s:%d", "http" if tls is None else "https", settings.http_host, port)
         watches = [asyncio.ensure_future(watch) for watch in self._watches()]
         try:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import uuid
 
-from dynamo.errors import DynamoError, Overloaded
+from dynamo.errors import DynamoError, EngineError, Overloaded
 from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.runtime.http import Exchange
 
 __all__ = ["Refusals", "check_room", "request_id"]
+
+logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z")
 
@@ -26,8 +29,12 @@ class Refusals:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
-        if not isinstance(error, DynamoError):
+        if error is None or not isinstance(error, Exception):
             return False
+        if not isinstance(error, DynamoError):
+            # Nobody waits for a task that prepares a request: what it raised would leave the client without an answer.
+            logger.error("a request could not be prepared", exc_info=error)
+            error = EngineError("internal error; the server's log has the details")
         self._metrics.refused(self._endpoint, error.code, error.http_status)
         self._exchange.respond_error(error)
         return True

@@ -10,7 +10,7 @@ from dynamo.errors import EngineError
 from dynamo.mocker.core import BlocksRemoved, CoreEvent
 from dynamo.protocols.kv_events import BlockRemoved, BlockStored, EngineKvEvents
 
-__all__ = ["BlockContent", "KvEventQueue"]
+__all__ = ["EVENT_BACKLOG_LIMIT", "BlockContent", "KvEventQueue"]
 
 #: Batches that may wait for the consumer. Beyond it nothing new is cached, which makes no events either.
 EVENT_BACKLOG_LIMIT = 10_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dynamo.errors import ConfigError
 from dynamo.replay.report import TraceFacts
@@ -56,11 +57,11 @@ def plot_results(path: Path, facts: TraceFacts, results: Sequence[ModeResult]) -
         raise ConfigError(f"the plot cannot be written: {error}", param="plot") from error
 
 
-def _grouped(axes: object, modes: Sequence[str], groups: dict[str, list[float]]) -> None:
+def _grouped(axes: Any, modes: Sequence[str], groups: dict[str, list[float]]) -> None:
     """One group of bars per mode."""
     width = 0.8 / len(groups)
     for number, (label, values) in enumerate(groups.items()):
         positions = [index - 0.4 + width * (number + 0.5) for index in range(len(modes))]
-        axes.bar(positions, values, width, label=label)  # type: ignore[attr-defined]
-    axes.set_xticks(range(len(modes)), modes)  # type: ignore[attr-defined]
-    axes.legend(fontsize="small")  # type: ignore[attr-defined]
+        axes.bar(positions, values, width, label=label)
+    axes.set_xticks(range(len(modes)), modes)
+    axes.legend(fontsize="small")

@@ -14,18 +14,15 @@ LONGEST_PAUSE_SECONDS = 30.0
 class CircuitBreaker:
     """State of one worker: closed (all requests), open (none), half open (one probe). `now` is any monotonic clock."""
 
-    __slots__ = ("_failures", "_open_until", "_pause", "_probing")
+    __slots__ = ("_failures", "_open_until", "_pause", "_probing", "closed")
 
     def __init__(self) -> None:
+        self.closed = True
+        """Whether the worker is in ordinary use."""
         self._failures = 0
         self._open_until = 0.0
         self._pause = FIRST_PAUSE_SECONDS
         self._probing = False
-
-    @property
-    def closed(self) -> bool:
-        """Whether the worker is in ordinary use."""
-        return self._failures < FAILURES_TO_OPEN
 
     def allows(self, now: float) -> bool:
         """Whether a request may be sent now."""
@@ -42,6 +39,7 @@ class CircuitBreaker:
 
     def succeeded(self) -> None:
         """An answer arrived: the worker is well again."""
+        self.closed = True
         self._failures = 0
         self._pause = FIRST_PAUSE_SECONDS
         self._probing = False
@@ -50,6 +48,7 @@ class CircuitBreaker:
         """A request failed for a reason that lies with the worker; one that cannot even be reached is left at once."""
         was_closed = self.closed
         self._failures = max(self._failures + 1, FAILURES_TO_OPEN if unreachable else 0)
+        self.closed = self._failures < FAILURES_TO_OPEN
         if self.closed:
             return
         if not (was_closed or self._probing):

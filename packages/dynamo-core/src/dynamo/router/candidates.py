@@ -124,7 +124,7 @@ class CandidateTable:
             await self._kv.close()
 
     def _choose(self, request: RouteRequest, now: float) -> Choice:
-        usable: Sequence[Candidate] = [candidate for candidate in self._ordered if candidate.breaker.allows(now)]
+        usable: Sequence[Candidate] = [c for c in self._ordered if c.breaker.closed or c.breaker.allows(now)]
         # With every circuit open a try costs nothing that waiting would save.
         usable = usable or self._ordered
         if self._watches_load and usable:

@@ -49,6 +49,8 @@ class Decision(msgspec.Struct, frozen=True):
                 "chosen": worker == self.chosen,
                 "cost_blocks": round(-score, 3),
                 "overlap_blocks": facts.overlap_blocks,
+                "host_blocks": facts.lower_tiers[0] if facts.lower_tiers is not None else 0,
+                "disk_blocks": facts.lower_tiers[1] if facts.lower_tiers is not None else 0,
                 "new_blocks": facts.new_blocks,
                 "active_prefill_tokens": facts.active_prefill_tokens,
                 "active_decode_blocks": facts.active_decode_blocks,

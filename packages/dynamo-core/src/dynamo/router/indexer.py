@@ -110,7 +110,7 @@ class KvIndexer:
         if source is not None:
             if source.task is not None:
                 source.task.cancel()
-            self.index(source.block_size).forget(source.slot)
+            self.index(source.block_size).clear(source.slot)
 
     def take(self, batch: KvEventBatch) -> None:
         """A batch that was published."""
@@ -159,9 +159,6 @@ class KvIndexer:
                 self._complain(worker, source, "malformed")
             elif (tier := _TIER_OF.get(event.medium)) is None:
                 self._count("other_medium", 1)
-            elif tier and not index.use_tiers(slot):
-                self._begin_anew(worker, source)
-                return
             elif isinstance(event, HashesStored):
                 index.store(slot, np.frombuffer(event.hashes, "<u8").tolist(), event.parent, tier)
             else:

@@ -84,7 +84,7 @@ class KvState:
         known = self._workers.pop(worker, None)
         if known is not None:
             self.indexer.forget(worker)
-            self.indexer.index(known.block_size).forget(known.slot)
+            self.indexer.index(known.block_size).clear(known.slot)
             self._slots.release(worker)
 
     def take_events(self, batch: KvEventBatch) -> None:
@@ -117,8 +117,7 @@ class KvState:
             )
             if match.host is not match.device:
                 with_host = match.host.get(slot, 0)
-                candidate.facts.host_blocks = with_host - overlap
-                candidate.facts.disk_blocks = match.disk.get(slot, 0) - with_host
+                candidate.facts.lower_tiers = (with_host - overlap, match.disk.get(slot, 0) - with_host)
 
     def book(
         self, request: RouteRequest, chosen: MeasuredWorker, others: Sequence[MeasuredWorker], now: float

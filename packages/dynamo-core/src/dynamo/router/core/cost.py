@@ -54,10 +54,8 @@ class WorkerFacts(msgspec.Struct, gc=False):
     active_prefill_tokens: int = 0
     active_decode_blocks: int = 0
     active_requests: int = 0
-    host_blocks: int = 0
-    """Blocks behind the overlap that host memory holds."""
-    disk_blocks: int = 0
-    """Blocks behind those that disk holds."""
+    lower_tiers: tuple[int, int] | None = None
+    """Blocks behind the overlap that host memory holds, and behind those that disk holds; None for none."""
 
 
 def costs(parameters: CostParameters, prompt_tokens: int, workers: Sequence[WorkerFacts]) -> list[float]:
@@ -70,9 +68,9 @@ def costs(parameters: CostParameters, prompt_tokens: int, workers: Sequence[Work
         waiting = worker.active_prefill_tokens
         own_credit = credit / (1 + decay * (waiting - least) / max(1, prompt_tokens)) if decay else credit
         prefill = (waiting + prompt_tokens) / worker.block_size - own_credit * worker.overlap_blocks
-        if worker.host_blocks or worker.disk_blocks:
-            prefill -= parameters.host_cache_hit_weight * worker.host_blocks
-            prefill -= parameters.disk_cache_hit_weight * worker.disk_blocks
+        if worker.lower_tiers is not None:
+            host, disk = worker.lower_tiers
+            prefill -= parameters.host_cache_hit_weight * host + parameters.disk_cache_hit_weight * disk
         if prefill < 0:
             prefill = 0.0
         found.append(

@@ -6,7 +6,7 @@ block comes back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 __all__ = ["HiddenBlocks"]
 
@@ -21,6 +21,10 @@ class HiddenBlocks:
 
     def __len__(self) -> int:
         return len(self._parents)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Each block and its parent."""
+        return iter(self._parents.items())
 
     def add(self, hashes: Iterable[int], parent: int) -> None:
         """Keep a chain: each the child of the one before, the first of `parent`."""

@@ -27,7 +27,7 @@ from dynamo.router.core.hidden_blocks import HiddenBlocks
 __all__ = ["PrefixIndex"]
 
 #: Longer runs would make cutting them slow: what is behind the cut is entered again.
-_LONGEST_RUN_BLOCKS = 32
+_LONGEST_RUN_BLOCKS = 64
 #: Hidden blocks that are kept of one worker.
 _HIDDEN_BLOCKS = 1 << 16
 #: Sets of workers whose members are remembered; few different ones occur at a time.
@@ -133,6 +133,7 @@ class PrefixIndex:
         run = find(hashes[0]) if last >= 0 else None
         if run is None:
             return {}
+        members = self._members
         found: dict[int, int] = {}
         current, low = run.workers, 0
         run = find(hashes[last])
@@ -155,7 +156,8 @@ class PrefixIndex:
                     right.append((high, at_high))
                     high, at_high = middle, run.workers
             following = at_high & current
-            for worker in self._members_of(current ^ following):
+            ended = current ^ following
+            for worker in members.get(ended) or self._members_of(ended):
                 found[worker] = high
             if not following:
                 return found
@@ -165,7 +167,7 @@ class PrefixIndex:
         return found
 
     def content(self) -> Iterator[tuple[int, list[int], int | None]]:
-        """What shows, as arguments of :meth:`store`, parents before children. Slow: for making another index."""
+        """All blocks, as arguments of :meth:`store`, hidden ones last. Slow: for making another index."""
         runs = list(self._below.get(None, ()))
         while runs:
             run = runs.pop()
@@ -173,6 +175,9 @@ class PrefixIndex:
                 yield worker, list(run.hashes), run.parent
             for sequence_hash in run.hashes:
                 runs += self._below.get(sequence_hash, ())
+        for worker, hidden in self._hidden.items():
+            for sequence_hash, parent in hidden:
+                yield worker, [sequence_hash], parent
 
     def _hidden_of(self, worker: int) -> HiddenBlocks:
         hidden = self._hidden.get(worker)

@@ -6,11 +6,12 @@ together, and one of all three. The wider ones exist only once a worker has publ
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 from dynamo.router.core.prefix_index import PrefixIndex
 
-__all__ = ["TIERS", "TieredIndex", "TierMatch"]
+__all__ = ["TIERS", "TierMatch", "TieredIndex"]
 
 #: Media of KV events, fastest first.
 TIERS = ("device", "host", "disk")
@@ -42,51 +43,39 @@ class TieredIndex:
         """See `PrefixIndex.conflicts`."""
         return self.device.conflicts
 
-    def use_tiers(self, worker: int) -> bool:
-        """`worker` has lower tiers; whether that was known. If not, all that it holds must be stored again."""
-        if worker in self._tiers:
-            return True
-        self.clear(worker)
-        self._tiers[worker] = (set(), set(), set())
-        if self._wider is None:
-            self._wider = (PrefixIndex(self._max_blocks), PrefixIndex(self._max_blocks))
-            self._widen()
-        return False
-
     def store(self, worker: int, hashes: list[int], parent: int | None = None, tier: int = 0) -> None:
-        """As `PrefixIndex.store`. Tiers below the device need :meth:`use_tiers` before."""
-        if tier == 0:
+        """As `PrefixIndex.store`."""
+        if tier:
+            self._use_tiers(worker)
+        else:
             self.device.store(worker, hashes, parent)
-        tiers = self._tiers.get(worker)
-        if tiers is not None:
-            tiers[tier].update(hashes)
-        if self._wider is not None:
-            for index in self._wider[max(0, tier - 1) :]:
-                index.store(worker, hashes, parent)
+        if self._wider is None:
+            return
+        if worker in self._tiers:
+            self._tiers[worker][tier].update(hashes)
+        for index in self._wider[max(0, tier - 1) :]:
+            index.store(worker, hashes, parent)
 
     def remove(self, worker: int, hashes: list[int], tier: int = 0) -> int:
         """As `PrefixIndex.remove`; blocks that another tier holds stay there."""
-        tiers = self._tiers.get(worker)
-        unknown = self.device.remove(worker, hashes) if tier == 0 else 0
-        if tiers is not None:
+        if tier and worker not in self._tiers:
+            return len(hashes)
+        unknown = 0 if tier else self.device.remove(worker, hashes)
+        if self._wider is None:
+            return unknown
+        tiers = self._tiers.get(worker, ())
+        if tiers:
             tiers[tier].difference_update(hashes)
-        if self._wider is not None:
-            for level in range(max(1, tier), len(TIERS)):
-                held = tiers[: level + 1] if tiers is not None else ()
-                self._wider[level - 1].remove(worker, [h for h in hashes if not any(h in tier for tier in held)])
+        for level in range(max(1, tier), len(TIERS)):
+            gone = [h for h in hashes if not any(h in held for held in tiers[: level + 1])]
+            self._wider[level - 1].remove(worker, gone)
         return unknown
 
     def clear(self, worker: int) -> None:
-        """`worker` holds nothing; it keeps its tiers."""
+        """`worker` holds nothing."""
         self.device.clear(worker)
         for index in self._wider or ():
             index.clear(worker)
-        for held in self._tiers.get(worker, ()):
-            held.clear()
-
-    def forget(self, worker: int) -> None:
-        """`worker` is gone."""
-        self.clear(worker)
         self._tiers.pop(worker, None)
 
     def match(self, hashes: list[int]) -> TierMatch:
@@ -96,8 +85,14 @@ class TieredIndex:
             return TierMatch(device, device, device)
         return TierMatch(device, self._wider[0].match(hashes), self._wider[1].match(hashes))
 
-    def _widen(self) -> None:
-        """Fill the wider indexes with what the device's has, once."""
-        for worker, hashes, parent in self.device.content():
-            for index in self._wider or ():
-                index.store(worker, hashes, parent)
+    def _use_tiers(self, worker: int) -> None:
+        """`worker` has lower tiers: from now on it is known which tier holds what. Slow, and once per worker."""
+        if worker in self._tiers:
+            return
+        if self._wider is None:
+            self._wider = (PrefixIndex(self._max_blocks), PrefixIndex(self._max_blocks))
+            for holder, hashes, parent in self.device.content():
+                for index in self._wider:
+                    index.store(holder, hashes, parent)
+        own = (hashes for holder, hashes, _ in self.device.content() if holder == worker)
+        self._tiers[worker] = (set(itertools.chain.from_iterable(own)), set(), set())
