@@ -30,6 +30,7 @@ from dynamo.router.core.event_order import EventOrder, Verdict
 from dynamo.router.core.tiered_index import TIERS, TieredIndex
 from dynamo.runtime.client import encode_request, stream_items
 from dynamo.runtime.context import Context
+from dynamo.runtime.server import closing
 
 __all__ = ["KvIndexer"]
 
@@ -197,13 +198,15 @@ class KvIndexer:
         order = source.order
         request = encode_request(KvSnapshotRequest(worker.dp_rank, order.epoch, order.sequence))
         context = Context(f"kv-snapshot-{uuid.uuid4().hex}")
-        async for batch in stream_items(plane, target, request, context, KvEventBatch):
-            if not self._fits(worker, source, batch):
-                self._complain(worker, source, "wrong_block_size")
-            elif order.judge_answer(batch) is Verdict.APPLY:
-                self._count("snapshot" if batch.snapshot else "replayed", 1)
-                self._apply(worker, source, batch)
-                await asyncio.sleep(0)  # a large cache comes in many parts: requests go on between them
+        items = stream_items(plane, target, request, context, KvEventBatch)
+        async with closing(items):
+            async for batch in items:
+                if not self._fits(worker, source, batch):
+                    self._complain(worker, source, "wrong_block_size")
+                elif order.judge_answer(batch) is Verdict.APPLY:
+                    self._count("snapshot" if batch.snapshot else "replayed", 1)
+                    self._apply(worker, source, batch)
+                    await asyncio.sleep(0)  # a large cache comes in many parts: requests go on between them
 
     def _complain(self, worker: WorkerKey, source: _Source, kind: str, number: int = 1) -> None:
         self._count(kind, number)
