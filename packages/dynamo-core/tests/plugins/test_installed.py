@@ -32,7 +32,7 @@ def test_a_plugin_that_cannot_be_imported_is_named_and_the_others_work(site):
     site.install_engine("acme-engine", "acme", plugin="raise OSError('libfast.so.3: cannot open')")
     site.install_engine("zeta-engine", "zeta")
     assert site.python(LIST)[1:] == ["acme-engine 1.2 OSError: libfast.so.3: cannot open", "zeta-engine 1.2 ok"]
-    assert site.python(ENGINES) == ["echo reference zeta"]
+    assert site.python(ENGINES) == ["echo mocker reference zeta"]
 
 
 def test_a_plugin_that_ends_the_process_or_is_no_python_does_not_take_it_down(site):
@@ -59,7 +59,7 @@ def test_two_distributions_with_one_name_conflict_at_use_and_nowhere_else(site):
         except PluginConflict as error:
             print(error.message)
         """
-    ) == ["echo fast reference fast", "EchoEngine", "engine 'fast' is registered by acme-engine and zeta-engine"]
+    ) == ["echo fast mocker reference fast", "EchoEngine", "engine 'fast' is registered by acme-engine and zeta-engine"]
 
 
 def test_a_name_of_dynamo_core_cannot_be_taken_in_silence(site):
@@ -86,15 +86,15 @@ def test_a_distribution_without_metadata_is_listed_by_its_module(site):
 def test_plugins_can_be_disabled_by_the_name_of_their_distribution(site):
     site.install_engine("acme-engine", "acme")
     site.install_engine("zeta-engine", "zeta")
-    assert site.python(ENGINES, DYN_DISABLE_PLUGINS="acme-engine") == ["echo reference zeta"]
-    assert site.python(ENGINES, DYN_DISABLE_PLUGINS=" Acme_Engine , zeta.engine") == ["echo reference"]
-    assert site.python(ENGINES, DYN_DISABLE_PLUGINS="all") == ["echo reference"]
-    assert site.python(ENGINES, DYN_DISABLE_PLUGINS="acme") == ["acme echo reference zeta"]
+    assert site.python(ENGINES, DYN_DISABLE_PLUGINS="acme-engine") == ["echo mocker reference zeta"]
+    assert site.python(ENGINES, DYN_DISABLE_PLUGINS=" Acme_Engine , zeta.engine") == ["echo mocker reference"]
+    assert site.python(ENGINES, DYN_DISABLE_PLUGINS="all") == ["echo mocker reference"]
+    assert site.python(ENGINES, DYN_DISABLE_PLUGINS="acme") == ["acme echo mocker reference zeta"]
 
 
 def test_a_disabled_plugin_is_not_even_imported(site):
     site.install_engine("acme-engine", "acme", plugin="print('imported')")
-    assert site.python(ENGINES, DYN_DISABLE_PLUGINS="acme-engine") == ["echo reference"]
+    assert site.python(ENGINES, DYN_DISABLE_PLUGINS="acme-engine") == ["echo mocker reference"]
 
 
 def test_listing_imports_no_engine_and_nothing_heavy(site):
