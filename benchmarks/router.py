@@ -92,11 +92,11 @@ def run(options: Options) -> Iterator[Row]:
                 f"hash {blocks} blocks", _hashing(blocks, times * 10), peer, ("hash", blocks, times), rounds, 2.0
             )
         for name, holders in (("stored event of 16 blocks, all new", 1), ("the same, known of other workers", 8)):
-            yield _row(name, _storing(holders), peer, ("store", holders, 1), rounds, 4.0)
+            yield _row(name, _storing(holders, times), peer, ("store", holders, times), rounds, 4.0)
         yield _row(
-            "stored event of 16 blocks, from the wire", _storing_from_wire(), peer, ("store", 1, 1), rounds, None
+            "stored event of 16 blocks, from the wire", _storing_from_wire(), peer, ("store", 1, times), rounds, None
         )
-        index = _filled()
+        index, times = _filled(), times * 4
         for blocks in (64, 256, 1024):
             yield _row(
                 f"match {blocks} blocks", _matching(index, blocks, times), peer, ("match", blocks, times), rounds, 4.0
@@ -104,7 +104,7 @@ def run(options: Options) -> Iterator[Row]:
     finally:
         peer.close()
     for workers, bar in ((8, 50.0), (64, 100.0)):
-        yield from _selection(workers, bar, rounds, times * 50)
+        yield from _selection(workers, bar, rounds, times * 12)
     for blocks in (100_000,) if options.quick else (100_000, 1_000_000, 10_000_000):
         for workers in (8, 64, 512):
             yield from _growth(blocks, workers)
@@ -152,15 +152,18 @@ def _hashing(blocks: int, times: int) -> Callable[[], float]:
     return work
 
 
-def _storing(holders: int) -> Callable[[], float]:
+def _storing(holders: int, times: int) -> Callable[[], float]:
     made = list(events(conversations(), holders))
 
     def work() -> float:
-        index = PrefixIndex()
-        start = time.process_time()
-        for worker, hashes, parent in made:
-            index.store(worker, hashes, parent)
-        return (time.process_time() - start) / len(made)
+        spent = 0.0
+        for _ in range(times):
+            index = PrefixIndex()
+            start = time.process_time()
+            for worker, hashes, parent in made:
+                index.store(worker, hashes, parent)
+            spent += time.process_time() - start
+        return spent / (times * len(made))
 
     return work
 

@@ -63,7 +63,8 @@ def block_hashes(token_ids: npt.NDArray[np.uint32], block_size: int) -> Uint64Ar
     coefficients = _coefficients(block_size)
     # The sum of (token + 1) * coefficient: + 1 makes token 0 count, so that blocks of zeros differ by their length.
     # A matrix product makes no temporary array of the prompt's size.
-    mixed: Uint64Array = blocks @ coefficients + coefficients.sum(dtype=np.uint64)
+    mixed: Uint64Array = blocks @ coefficients
+    mixed += _offset(block_size)
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     mixed ^= mixed >> np.uint64(32)
@@ -98,6 +99,12 @@ def _coefficients(block_size: int) -> Uint64Array:
     """Odd numbers below 2**64, the same on every machine."""
     data = hashlib.shake_128(b"dynamo block hash").digest(8 * block_size)
     return np.frombuffer(data, dtype="<u8").astype(np.uint64) | np.uint64(1)
+
+
+@functools.lru_cache(maxsize=64)
+def _offset(block_size: int) -> np.uint64:
+    """The sum of the coefficients."""
+    return np.uint64(_coefficients(block_size).sum(dtype=np.uint64))
 
 
 @functools.lru_cache(maxsize=32)
