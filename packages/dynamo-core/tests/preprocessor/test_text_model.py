@@ -106,6 +106,6 @@ def test_packaged_demo_model():
     ids = model.tokenizer.encode(prompt)
     assert ids[0] == model.tokenizer.raw.token_to_id("<|bos|>")
     assert model.eos_token_ids == (1,)
-    assert model.context_length_tokens == 1024
+    assert model.context_length_tokens == 4096
     detokenizer = Detokenizer(model.tokenizer)
     assert detokenizer.feed(ids.tolist()) + detokenizer.finish() == "Tell me a story."

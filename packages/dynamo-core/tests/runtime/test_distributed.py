@@ -137,6 +137,8 @@ async def test_the_system_port_answers_and_ends_with_the_process(settings):
     async with httpx.AsyncClient(timeout=TIMEOUT) as client:
         async with DistributedRuntime(settings.model_copy(update={"system_port": 0})) as runtime:
             url = f"http://127.0.0.1:{runtime.system_server.port}/health"
+            assert (await client.get(url)).status_code == 503
+            runtime.health.require("engine", lambda: None)
             assert (await client.get(url)).status_code == 200
             runtime.health.require("engine", lambda: "starting")
             assert (await client.get(url)).status_code == 503

@@ -12,8 +12,9 @@ from dynamo.errors import CannotConnect
 from dynamo.runtime.health import Health, serve_system_port
 
 
-def test_without_conditions_a_process_is_ready():
-    assert Health().report() == (200, {"status": "ready", "failing": {}})
+def test_without_conditions_a_process_is_still_starting():
+    """Its port is open before it knows whether its settings are right: nobody may take that for readiness."""
+    assert Health().report() == (503, {"status": "notready", "failing": {"process": "starting"}})
 
 
 def test_it_is_ready_when_all_conditions_hold():
@@ -45,6 +46,8 @@ async def port():
 
 async def test_the_port_answers_health_by_status(port):
     client, health, _ = port
+    assert (await client.get("/health")).status_code == 503
+    health.require("discovery", lambda: None)
     ready = await client.get("/health")
     assert (ready.status_code, ready.json()) == (200, {"status": "ready", "failing": {}})
     health.require("engine", lambda: "the engine is starting")

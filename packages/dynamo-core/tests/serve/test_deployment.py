@@ -90,7 +90,7 @@ def test_port_zero_takes_a_free_one():
 
 
 def test_unknown_backend_lists_what_is_installed():
-    with pytest.raises(PluginNotFound, match="there is no engine named 'vlm'\ninstalled: .*reference"):
+    with pytest.raises(PluginNotFound, match=r"there is no engine named 'vlm'\ninstalled: .*reference"):
         from_flags(ServeSettings(backend="vlm"), (), {})
 
 

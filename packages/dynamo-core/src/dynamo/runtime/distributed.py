@@ -128,6 +128,7 @@ class DistributedRuntime:
     async def announce(self, record: InstanceRecord) -> None:
         """Publish or update `record`."""
         await self.discovery.register(record)
+        self.health.require("endpoints", lambda: None if self._records else "withdrawn")
         self._records = [known for known in self._records if known.address != record.address] + [record]
 
     async def withdraw(self) -> None:

@@ -14,7 +14,9 @@ __all__ = ["Health", "serve_system_port"]
 
 
 class Health:
-    """Named conditions of this process; it is ready when all hold.
+    """Named conditions of this process; it is ready when there are some and all hold.
+
+    Without any it is still starting: the system port opens before the process knows whether its settings are right.
 
     A condition is a function that returns None when it holds, else the reason why not.
     """
@@ -33,7 +35,7 @@ class Health:
 
     def report(self) -> tuple[int, dict[str, Any]]:
         """HTTP status and body of ``/health``."""
-        failing = self.failing()
+        failing = self.failing() if self._conditions else {"process": "starting"}
         return (503 if failing else 200), {"status": "notready" if failing else "ready", "failing": failing}
 
 

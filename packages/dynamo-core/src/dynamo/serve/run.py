@@ -122,6 +122,8 @@ class _Run:
             return []
         host = reachable_host(self._deployment.host).strip("[]")
         while True:
+            # Raises when one of them has been given up since it was ready.
+            await self._scheduler.wait_ready()
             status, body = await http_get(host, self._deployment.port, "/v1/models")
             if status == 200 and (models := _model_names(body)):
                 return models
