@@ -20,6 +20,7 @@ from dynamo.frontend.models import ServedModels
 from dynamo.frontend.openapi import ApiPages
 from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.probes import Probes
+from dynamo.frontend.remote_settings import follow_router_settings
 from dynamo.frontend.requests import ChatRequest, CompletionRequest
 from dynamo.frontend.responses import ResponseRequest, Responses
 from dynamo.frontend.responses import render_error as response_error
@@ -101,6 +102,7 @@ class Frontend:
             if self._follows_caches:
                 await runtime.event_plane.subscribe(KV_EVENTS_SUBJECT, self.models.on_kv_events)
         logger.info("listening on %s://%s:%d", "http" if tls is None else "https", settings.http_host, port)
+        remote = follow_router_settings(runtime.settings, self._router, self._reconfigure)
         watches = [asyncio.ensure_future(watch) for watch in self._watches()]
         try:
             await runtime.stopping.wait()
@@ -108,6 +110,8 @@ class Frontend:
             for task in watches:
                 task.cancel()
             await asyncio.gather(*watches, return_exceptions=True)
+            if remote is not None:
+                await remote.close()
             await self._close()
 
     async def _close(self) -> None:
@@ -133,6 +137,12 @@ class Frontend:
             plane=self._runtime.request_plane,
             metrics=self._router_metrics.of(model),
             decisions=self._decisions,
+        )
+
+    def _reconfigure(self, settings: RouterSettings) -> None:
+        self._router = settings
+        self.models.configure(
+            lambda table: table.configure(policy_for_mode(settings.router_mode, plugins(), settings), settings)
         )
 
     def _watches(self) -> list[Coroutine[Any, Any, None]]:

@@ -123,6 +123,11 @@ class ServedModels:
         self._caught_up = True
         return None
 
+    def configure(self, change: Callable[[CandidateTable], None]) -> None:
+        """Apply `change` to the candidates of every model."""
+        for model in self._models.values():
+            change(model.candidates)
+
     def on_load(self, payload: bytes) -> None:
         """Listener of the event plane: what a worker says of its load."""
         try:

@@ -36,20 +36,23 @@ class CandidateTable:
         decisions: DecisionLog | None = None,
     ) -> None:
         """`plane` is how workers are asked for their cache; `decisions` keeps what is decided, None nothing."""
-        self._policy = policy
-        self._settings = settings or RouterSettings()
         self._metrics = metrics
         self._decisions = decisions
-        self._watches_load = (
-            self._settings.active_prefill_tokens_threshold is not None
-            or self._settings.active_decode_blocks_threshold is not None
-        )
+        self.configure(policy, settings or RouterSettings())
         self._kv = KvState(self._settings, plane, metrics) if policy.needs_facts else None
         self._candidates: dict[WorkerKey, Candidate] = {}
         self._ordered: list[Candidate] = []
 
     def __len__(self) -> int:
         return len(self._ordered)
+
+    def configure(self, policy: RouterPolicy, settings: RouterSettings) -> None:
+        """Decide by `policy`, of the same mode, and `settings` from now on; what is known of workers stays."""
+        self._policy = policy
+        self._settings = settings
+        self._watches_load = (
+            settings.active_prefill_tokens_threshold is not None or settings.active_decode_blocks_threshold is not None
+        )
 
     def put(self, record: InstanceRecord) -> None:
         """Add an instance, or take over its new record; requests in flight stay counted."""

@@ -1,0 +1,45 @@
+"""Router settings that an operator changes in etcd while frontends run (DESIGN 4.5)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from dynamo.router.settings import RouterSettings
+from dynamo.runtime.remote_config import RemoteConfig
+from dynamo.runtime.settings import RuntimeSettings
+
+__all__ = ["follow_router_settings"]
+
+logger = logging.getLogger(__name__)
+
+#: What is made once, when a process starts: a change of these waits for the next start.
+_FIXED = ("router_mode", "router_use_kv_events", "explain", "router_decision_log_size")
+
+
+def follow_router_settings(
+    runtime: RuntimeSettings, router: RouterSettings, apply: Callable[[RouterSettings], None]
+) -> RemoteConfig | None:
+    """Call `apply` at every change of ``/dynamo/config/NAMESPACE/router``; None where discovery is not etcd.
+
+    The caller closes what is returned.
+
+    Raises:
+        ConfigError: etcd's settings are wrong.
+        PluginError: its client library is not installed.
+    """
+    url = runtime.discovery_url()
+    if not url.startswith("etcd:"):
+        return None
+
+    def changed(settings: RouterSettings) -> None:
+        kept = {name: getattr(router, name) for name in _FIXED if getattr(settings, name) != getattr(router, name)}
+        if kept:
+            logger.warning("%s cannot change while a frontend runs; restart it", ", ".join(kept))
+        logger.info("router settings changed in etcd")
+        apply(settings.model_copy(update=kept))
+
+    config = RemoteConfig(url, runtime.namespace)
+    config.watch(router.section, RouterSettings, changed, base=router)
+    config.start()
+    return config
