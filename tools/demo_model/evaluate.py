@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: TID253
 
 SEED = 20_000
 PER_SKILL = 100
-TOLERANCE = 0.05
+TOLERANCE = 0.1  # a rate of 0.9 over 100 prompts has a standard error of 0.03, and training runs differ besides
 _BATCH = 50
 _MAX_NEW_TOKENS = 400  # counting to a hundred takes about 300
 

@@ -2,7 +2,7 @@
 
     python tools/demo_model/train.py --out DIRECTORY
 
-prints the scores of every skill at the end and records them. About ten minutes on one CPU core. See README.md.
+prints the scores of every skill at the end and records them. About twelve minutes on one CPU core. See README.md.
 """
 
 import argparse
