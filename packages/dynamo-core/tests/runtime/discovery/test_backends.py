@@ -104,10 +104,12 @@ async def test_close_withdraws_own_records_only_and_ends_own_watches(pair, recor
 
 
 async def test_unregister_after_close_is_harmless(pair, record):
-    first, _ = pair
+    first, second = pair
     await first.register(record(1))
+    await second.register(record(2))
     await first.close()
     await first.unregister(record(1))
+    assert [r.instance_id for r in await second.list()] == [2]
 
 
 @pytest.mark.parametrize("component", ["", "a.b", "../x", "-a", "a" * 64])
