@@ -11,6 +11,7 @@ SESSIONS = {
     "gpu": 'nox -s "gpu(ENGINE, PATTERN)"',
     "soak": "nox -s soak",
     "chaos": "nox -s chaos",
+    "vllm": 'nox -s "engine(vllm)"',
     "slow": "nox -s full",
     "e2e": "nox -s e2e",
 }

@@ -9,6 +9,7 @@ import click
 
 from dynamo.plugins.loading import plugins
 from dynamo.protocols.engine import EngineOptions
+from dynamo.testing.api_contract.command import api
 from dynamo.testing.engine_conformance import SuiteSettings, engine_checks, engine_report
 from dynamo.testing.report import CheckResult, Report, render_result
 from dynamo.testing.watchdog import watchdog
@@ -22,6 +23,9 @@ _BLOCKED_SECONDS = 30.0
 @click.group()
 def conformance() -> None:
     """Test a plugin against its contract."""
+
+
+conformance.add_command(api)
 
 
 @conformance.command()
