@@ -9,6 +9,7 @@ import pytest
 
 from dynamo.mocker.core import CoreLimits
 from dynamo.mocker.perf_model import PerfModel
+from dynamo.replay.command import replay_mode, trace_facts
 from dynamo.replay.routing import ReplayRouter
 from dynamo.replay.simulation import Simulation
 from dynamo.replay.traces import Trace, ideal_cached_tokens, read_trace
@@ -43,3 +44,21 @@ def test_kv_routing_finds_more_of_it_than_round_robin(conversation: Trace) -> No
         cached[mode] = sum(flight.sequence.cached_tokens for flight in flights)
     assert cached["kv"] > 1.5 * cached["round-robin"]
     assert cached["kv"] <= ideal_cached_tokens(begin)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [8, 16])
+def test_the_default_cost_keeps_its_promises_on_all_of_it(conversation: Trace, workers: int) -> None:
+    results = {}
+    limits = CoreLimits(total_blocks=1 << 40, block_size=conversation.block_size)
+    for mode in ("round-robin", "least-loaded", "kv-upstream", "kv"):
+        router = ReplayRouter(RouterSettings(router_mode=mode), limits, workers)
+        simulation = Simulation(conversation, router, workers=workers, limits=limits, perf_model=PerfModel())
+        results[mode] = replay_mode(mode, simulation, trace_facts(conversation))
+    ours = results["kv"]
+    assert ours.ideal_share >= 0.97
+    assert ours.imbalance <= 1.10
+    assert ours.window_imbalance_p90 <= 1.1 * results["least-loaded"].window_imbalance_p90
+    for other in (results["round-robin"], results["kv-upstream"]):
+        assert ours.ttft_seconds.mean < other.ttft_seconds.mean
+        assert ours.ttft_seconds.p90 < other.ttft_seconds.p90

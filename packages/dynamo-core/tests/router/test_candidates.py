@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from dynamo.errors import CannotConnect, NoInstances
 from dynamo.plugins import plugins
+from dynamo.protocols.discovery import InstanceRecord
+from dynamo.protocols.model_card import ModelDeploymentCard
 from dynamo.protocols.routing import RouteRequest
 from dynamo.router.candidates import CandidateTable
 from dynamo.router.policy import policy_for_mode
@@ -78,3 +81,36 @@ def test_records_are_one_per_instance(table, record):
     table.put(record(2, 3))
     table.put(record(1))
     assert [r.instance_id for r in table.records()] == [1, 2]
+
+
+def test_requests_for_an_adapter_go_to_who_holds_it(table):
+    table.put(_holding(1))
+    table.put(_holding(2, "a", "b"))
+    table.put(_holding(3, "b"))
+    chosen = {lora: {table.select(_asking(lora), NOW).key.instance_id for _ in range(6)} for lora in (None, "a", "b")}
+    assert chosen == {None: {1, 2, 3}, "a": {2}, "b": {2, 3}}
+    with pytest.raises(NoInstances, match="no worker of 'm'"):
+        table.select(_asking("c"), NOW)
+    table.put(_holding(2))
+    with pytest.raises(NoInstances):
+        table.select(_asking("a"), NOW)
+    assert table.select(_asking("b", excluded=frozenset([3])), NOW).key.instance_id == 3  # better than nobody
+
+
+def test_a_broken_holder_is_tried_when_only_workers_without_the_adapter_are_well(table):
+    table.put(_holding(1))
+    table.put(_holding(2, "a"))
+    holder = table.select(_asking("a"), NOW)
+    holder.failed(CannotConnect("gone"), NOW)
+    assert not holder.breaker.closed
+    assert {table.select(REQUEST, NOW).key.instance_id for _ in range(4)} == {1}
+    assert table.select(_asking("a"), NOW) is holder
+
+
+def _holding(instance_id: int, *loras: str) -> InstanceRecord:
+    card = ModelDeploymentCard("m", loras=list(loras))
+    return InstanceRecord("ns", "backend", "generate", instance_id, card=card)
+
+
+def _asking(lora: str | None, **fields) -> RouteRequest:
+    return RouteRequest("r", "m", lora=lora, **fields)

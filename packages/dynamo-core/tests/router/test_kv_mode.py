@@ -140,7 +140,8 @@ def test_a_slot_that_is_used_again_inherits_nothing():
 
 
 def test_another_lora_shares_nothing():
-    table = make(1)
+    table = make(0)
+    table.put(instance(1, loras=["a"]))
     table.route(request(), 0.0)
     assert table.select(request(lora="a"), 0.0).facts.overlap_blocks == 0
     assert table.select(request(), 0.0).facts.overlap_blocks == 10
@@ -166,6 +167,8 @@ def test_workers_with_other_block_sizes_are_compared_in_blocks_of_their_own():
     record.card.block_size_tokens = SIZE * 2
     table.put(record)
     routes = [table.route(request(), 0.0), table.route(request(), 0.0)]
+    for route in routes:
+        route.end()
     assert {route.worker.instance_id for route in routes} <= {1, 2}
     assert table.select(request(), 0.0).facts.overlap_blocks in (5, 10)
 
@@ -279,14 +282,14 @@ def test_simple_modes_keep_no_books():
 
 def test_decisions_are_kept_with_every_candidate():
     log = DecisionLog(2)
-    table = make(3, decisions=log, events=True)
+    table = make(3, decisions=log, events=True, router_mode="kv-upstream")
     table.take_events(stored(2, STORY))
     for name in ("a", "b", "c-1"):
         table.route(request(name=name), 0.0)
     assert [decision.request_id for decision in log.last(9)] == ["c-1", "b"]
     assert log.find("a") == []
     (decision,) = log.find("b")
-    assert (decision.chosen, decision.mode, decision.prompt_tokens) == ((2, 0), "kv", 160)
+    assert (decision.chosen, decision.mode, decision.prompt_tokens) == ((2, 0), "kv-upstream", 160)
     page = decision.to_json()
     assert [candidate["overlap_blocks"] for candidate in page["candidates"]] == [10, 0, 0]
     assert page["candidates"][0]["chosen"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -17,11 +17,15 @@ __all__ = [
     "EngineCapabilities",
     "EngineConfig",
     "EngineFactory",
+    "EngineMonitor",
     "EngineOptions",
     "KvEventSource",
     "LLMEngine",
     "LoadSource",
     "LoraHost",
+    "MetricFamily",
+    "MetricSample",
+    "MetricsSource",
 ]
 
 
@@ -124,6 +128,15 @@ class EngineFactory(Protocol):
 
 
 @runtime_checkable
+class EngineMonitor(Protocol):
+    """An engine that notices its own death, also while nobody uses it; its worker then ends with the reason."""
+
+    async def failure(self) -> str:
+        """Wait until the engine can serve no more, though nobody stopped it; why. Called once, after :meth:`start`."""
+        ...
+
+
+@runtime_checkable
 class KvEventSource(Protocol):
     """An engine with the `kv_events` capability."""
 
@@ -138,6 +151,33 @@ class LoadSource(Protocol):
 
     def load(self) -> Sequence[EngineLoad]:
         """Load now, one entry per data-parallel rank. Cheap; called a few times a second."""
+        ...
+
+
+class MetricSample(msgspec.Struct, frozen=True):
+    """One number of a metric, as Prometheus counts them: a histogram has many."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+class MetricFamily(msgspec.Struct, frozen=True):
+    """A metric of an engine."""
+
+    name: str
+    type: str
+    """``counter``, ``gauge``, ``histogram``, ``summary``, ``info`` or ``unknown``."""
+    documentation: str
+    samples: list[MetricSample]
+
+
+@runtime_checkable
+class MetricsSource(Protocol):
+    """An engine with metrics of its own, beyond its load; the worker shows them with its labels."""
+
+    def metrics(self) -> Iterable[MetricFamily]:
+        """All of them now, under the engine's own names. Called when somebody scrapes the worker."""
         ...
 
 

@@ -26,6 +26,10 @@ class EngineLoad(msgspec.Struct, omit_defaults=True, frozen=True):
     active_prefill_tokens: int = 0
     """Prompt tokens that are admitted and not yet computed."""
     active_decode_blocks: int = 0
+    prefix_cache_queried_tokens: int = 0
+    """Prompt tokens that were looked up in the prefix cache since the engine started; 0 where it does not say."""
+    prefix_cache_hit_tokens: int = 0
+    """Those of them that were found."""
 
 
 class WorkerLoad(msgspec.Struct, omit_defaults=True, frozen=True):

@@ -3,47 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from dynamo.protocols.addressing import WorkerKey
 from dynamo.protocols.discovery import InstanceRecord
-from dynamo.protocols.hashing import seed_of, sequence_hashes
+from dynamo.protocols.hashing import HashState, block_hashes, extend, seed_of
 from dynamo.protocols.llm import DisaggregationMode, unpack_token_ids
 from dynamo.protocols.load import EngineLoad
 
 __all__ = [
     "CandidateView",
+    "PrefixHashes",
     "PromptHashes",
+    "RouteListener",
     "RouteRequest",
     "RouterOverrides",
+    "SeededPicker",
     "WorkerFilter",
     "WorkerPicker",
     "WorkerScorer",
 ]
 
 
+#: Kinds of hashes (block size and seed) that are kept of one piece of a prompt.
+_KEPT_KINDS = 4
+
+
+class PrefixHashes:
+    """Hashes of the blocks that end within one piece of a prompt's beginning, for prompts that share it.
+
+    Only for prompts that are the same up to the piece's end.
+    """
+
+    __slots__ = ("_kept", "end")
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+        """Tokens of the prompt up to the end of the piece."""
+        self._kept: dict[tuple[int, int], tuple[list[int], HashState]] = {}
+
+    def get(self, block_size: int, seed: int) -> tuple[list[int], HashState] | None:
+        """The hashes, and the state after the last of them; None: not known yet."""
+        return self._kept.get((block_size, seed))
+
+    def keep(self, block_size: int, seed: int, hashes: list[int], state: HashState) -> None:
+        """Remember what :meth:`get` will give."""
+        if len(self._kept) >= _KEPT_KINDS:
+            self._kept.clear()
+        self._kept[block_size, seed] = (hashes, state)
+
+
 class PromptHashes:
     """Sequence hashes of one prompt, made when first asked for, once per block size."""
 
-    __slots__ = ("_by_block_size", "_cache_salt", "_lora", "_token_ids")
+    __slots__ = ("_by_block_size", "_cache_salt", "_lora", "_prefix", "_token_ids")
 
-    def __init__(self, token_ids: bytes, lora: str | None = None, cache_salt: str | None = None) -> None:
-        """`token_ids` are packed little-endian uint32."""
+    def __init__(
+        self,
+        token_ids: bytes,
+        lora: str | None = None,
+        cache_salt: str | None = None,
+        prefix: Sequence[PrefixHashes] = (),
+    ) -> None:
+        """`token_ids` are packed little-endian uint32; `prefix` are the pieces that they begin with, in order."""
         self._token_ids = token_ids
         self._lora = lora
         self._cache_salt = cache_salt
+        self._prefix = prefix
         self._by_block_size: dict[int, list[int]] = {}
 
     def of(self, block_size: int) -> list[int]:
         """One hash per full block of `block_size` tokens; the list is shared and must not be changed."""
         found = self._by_block_size.get(block_size)
         if found is None:
-            seed = seed_of(self._lora, self._cache_salt)
-            found = sequence_hashes(unpack_token_ids(self._token_ids), block_size, seed).tolist()
-            self._by_block_size[block_size] = found
+            found = self._by_block_size[block_size] = self._make(block_size)
         return found
+
+    def _make(self, block_size: int) -> list[int]:
+        seed = seed_of(self._lora, self._cache_salt)
+        made: list[int] = []
+        state = HashState(seed, 0)
+        pieces = iter(self._prefix)
+        for piece in pieces:
+            known = piece.get(block_size, seed)
+            if known is None:
+                break
+            made += known[0]
+            state = known[1]
+        else:
+            piece = None
+        tokens = unpack_token_ids(self._token_ids)[state.blocks * block_size :]
+        hashes, values = extend(state, block_hashes(tokens, block_size))
+        new: list[int] = hashes.tolist()
+        done = 0
+        while piece is not None:
+            # What was made in one go is divided among the pieces, so that each can be used without the ones behind it.
+            ended = piece.end // block_size - len(made)
+            if ended > done:
+                after = HashState(int(values[ended - 1]), len(made) + ended)
+            else:
+                after = HashState(int(values[done - 1]), len(made) + done) if done else state
+            piece.keep(block_size, seed, new[done:ended], after)
+            done = ended
+            piece = next(pieces, None)
+        return made + new if made else new
 
 
 class RouterOverrides(msgspec.Struct, frozen=True):
@@ -52,6 +117,8 @@ class RouterOverrides(msgspec.Struct, frozen=True):
     overlap_score_credit: float | None = None
     prefill_load_scale: float | None = None
     temperature: float | None = None
+    recompute_load_scale: float | None = None
+    recent_load_tokens: float | None = None
 
 
 class RouteRequest(msgspec.Struct, frozen=True):
@@ -70,6 +137,12 @@ class RouteRequest(msgspec.Struct, frozen=True):
     prompt: PromptHashes | None = None
     """Names of the prompt's blocks; None: nothing is known of it."""
     overrides: RouterOverrides | None = None
+    session: str | None = None
+    """What the caller names its conversation; unique among callers."""
+    tenant: str = ""
+    """Whose request it is: the name of an API key; empty where there are none."""
+    ttft_target_seconds: float | None = None
+    """When its first token should come, from its arrival on; None: the router's own target."""
 
 
 class CandidateView(Protocol):
@@ -139,4 +212,22 @@ class WorkerPicker(Protocol):
         self, request: RouteRequest, candidates: Sequence[CandidateView], scores: Sequence[float]
     ) -> CandidateView:
         """One of `candidates`, which is not empty; `scores` are weighted sums, higher is better."""
+        ...
+
+
+@runtime_checkable
+class RouteListener(Protocol):
+    """A scorer that is told where requests went. Optional."""
+
+    def routed(self, request: RouteRequest, worker: WorkerKey, now: float) -> None:
+        """`request` was sent to `worker`; `now` is any monotonic clock, in seconds."""
+        ...
+
+
+@runtime_checkable
+class SeededPicker(Protocol):
+    """A picker that draws random numbers and can draw the same ones again. Optional."""
+
+    def seed(self, value: int) -> None:
+        """Begin anew with the numbers that belong to `value`."""
         ...

@@ -13,15 +13,16 @@ from dynamo.errors import ConfigError
 from dynamo.mocker.core import CoreLimits
 from dynamo.mocker.perf_model import PerfModel
 from dynamo.mocker.profile_data import load_perf_model
+from dynamo.replay.forking import DecisionForks
 from dynamo.replay.plot import plot_results
-from dynamo.replay.report import TraceFacts, render_table, to_json
+from dynamo.replay.report import TraceFacts, render_regret, render_shadows, render_table, to_json
 from dynamo.replay.results import ModeResult, summarize
 from dynamo.replay.routing import ReplayRouter
 from dynamo.replay.simulation import Simulation
 from dynamo.replay.traces import Trace, ideal_cached_tokens, read_trace
 from dynamo.router.settings import RouterSettings
 
-__all__ = ["replay", "replay_mode"]
+__all__ = ["replay", "replay_mode", "trace_facts"]
 
 #: As good as without a bound.
 _UNBOUNDED_BLOCKS = 1 << 40
@@ -40,6 +41,11 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("--perf-model", type=_PATH, help="Measurements of a worker, as --planner-profile-data of the mocker.")
 @click.option("--kv-event-delay-ms", default=0.0, type=click.FloatRange(min=0), help="Delay of KV events.")
+@click.option(
+    "--regret-sample",
+    type=click.IntRange(min=1),
+    help="Simulate so many decisions at every other worker, too: what did the choice cost?",
+)
 @click.option("--json", "json_path", type=_PATH, help="Write the results to this file.")
 @click.option("--plot", "plot_path", type=_PATH, help="Draw the results as a PNG; needs dynamo-core[plot].")
 @settings_options(RouterSettings)
@@ -53,6 +59,7 @@ def replay(
     max_num_batched_tokens: int,
     perf_model: Path | None,
     kv_event_delay_ms: float,
+    regret_sample: int | None,
     json_path: Path | None,
     plot_path: Path | None,
     **flags: Any,
@@ -72,7 +79,7 @@ def replay(
         max_num_batched_tokens=max_num_batched_tokens,
     )
     model = load_perf_model(perf_model) if perf_model else PerfModel()
-    facts = _facts(loaded)
+    facts = trace_facts(loaded)
     modes = [mode.strip() for mode in settings.router_mode.split(",")]
     # All made before the first one runs: a name that is wrong shows at once.
     routers = [ReplayRouter(settings.model_copy(update={"router_mode": mode}), limits, workers) for mode in modes]
@@ -85,9 +92,13 @@ def replay(
             limits=limits,
             perf_model=model,
             kv_event_delay_seconds=kv_event_delay_ms / 1000,
+            forks=DecisionForks(len(loaded.requests), regret_sample) if regret_sample else None,
         )
         results.append(replay_mode(mode, simulation, facts))
     click.echo(render_table(facts, results))
+    for text in (render_regret(results), render_shadows(results)):
+        if text:
+            click.echo(f"\n{text}")
     if json_path is not None:
         _write(json_path, to_json(facts, results))
     if plot_path is not None:
@@ -102,7 +113,8 @@ def replay_mode(mode: str, simulation: Simulation, facts: TraceFacts) -> ModeRes
     return summarize(mode, simulation, flights, ideal_cached_tokens=ideal, real_seconds=time.perf_counter() - started)
 
 
-def _facts(trace: Trace) -> TraceFacts:
+def trace_facts(trace: Trace) -> TraceFacts:
+    """What can be said of a trace without replaying it."""
     prompt_tokens = sum(request.input_tokens for request in trace.requests)
     return TraceFacts(
         trace=trace.name,

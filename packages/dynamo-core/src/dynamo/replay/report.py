@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
+from dynamo.replay.forking import RegretSample
 from dynamo.replay.results import ModeResult, Percentiles
 
-__all__ = ["TraceFacts", "render_table", "to_json"]
+__all__ = ["TraceFacts", "render_regret", "render_shadows", "render_table", "to_json"]
 
 
 class TraceFacts(msgspec.Struct, frozen=True):
@@ -34,16 +36,71 @@ def render_table(facts: TraceFacts, results: Sequence[ModeResult]) -> str:
     """A line on the trace, and a row per mode; times in milliseconds, as p50 / p90 / p99 behind the mean."""
     header = ["mode", "hit rate", "of ideal", "imbalance", "60 s p90", "TTFT ms", "ITL ms", "E2E ms", "req/s", "tok/s"]
     rows = [header, *(_row(result) for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     requests = f"{facts.requests} requests in {facts.span_seconds:.0f} s"
     tokens = f"{facts.prompt_tokens} prompt and {facts.output_tokens} output tokens"
     lines = [f"{facts.trace}: {requests}, {tokens}; ideal hit rate {facts.ideal_hit_rate:.1%}", ""]
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells))
+    lines += _aligned(rows)
     lines += ["", "Times: mean (p50 / p90 / p99). Imbalance: most over mean uncached prompt tokens per worker."]
     return "\n".join(lines)
+
+
+def render_regret(results: Sequence[ModeResult]) -> str:
+    """A row per mode whose decisions were sampled; empty without any."""
+    header = ["mode", "decisions", "regret ms", "positive ms", "p90 ms", "beaten", "predicted ms", "off by ms"]
+    rows = [[result.mode, *_regret_cells(result.regret)] for result in results if result.regret is not None]
+    if not rows:
+        return ""
+    note = "Regret: time to the first token at the worker chosen, minus at the best of the others, simulated."
+    return "\n".join([*_aligned([header, *rows]), "", note])
+
+
+def render_shadows(results: Sequence[ModeResult]) -> str:
+    """A row per mode and policy that looked on; empty without any."""
+    header = ["mode", "policy", "agreement", "hit rate", "imbalance", "predicted TTFT ms", "errors"]
+    rows = [
+        [result.mode, *_policy_cells(policy)]
+        for result in results
+        if result.shadows is not None
+        for policy in result.shadows["policies"]
+    ]
+    if not rows:
+        return ""
+    note = "Shadows chose among workers as the live policy made them; a mode of its own shows where they would lead."
+    return "\n".join([*_aligned([header, *rows]), "", note])
+
+
+def _regret_cells(sample: RegretSample) -> list[str]:
+    seconds = (sample.mean_seconds, sample.mean_positive_seconds, sample.p90_seconds)
+    guesses = (sample.predicted_mean_seconds, sample.prediction_error_seconds)
+    return [
+        str(sample.decisions),
+        *(f"{value * 1000:.0f}" for value in seconds),
+        f"{sample.beaten:.0%}",
+        *("-" if value is None else f"{value * 1000:.0f}" for value in guesses),
+    ]
+
+
+def _policy_cells(policy: dict[str, Any]) -> list[str]:
+    hits, ttft = policy["hit_rate"], policy["predicted_ttft_seconds"]
+    return [
+        policy["policy"],
+        f"{policy['agreement']:.1%}",
+        "-" if hits is None else f"{hits:.1%}",
+        f"{policy['imbalance']:.2f}",
+        "-" if ttft is None else f"{ttft * 1000:.0f}",
+        str(policy.get("errors", 0)),
+    ]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
 
 
 def _row(result: ModeResult) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from dynamo.replay.forking import RegretSample, sample_regret
 from dynamo.replay.simulation import Flight, Simulation
 
 __all__ = ["WINDOW_SECONDS", "ModeResult", "Percentiles", "imbalance_by_window", "summarize"]
@@ -61,6 +63,10 @@ class ModeResult(msgspec.Struct, frozen=True):
     preemptions: int
     simulated_in_seconds: float
     """Real time that the replay took."""
+    regret: RegretSample | None = None
+    """Of a sample of decisions, exactly; None when none was asked for, or there is one worker."""
+    shadows: dict[str, Any] | None = None
+    """What shadow policies would have chosen; see `dynamo.router.shadow.ShadowPolicies.to_json`."""
 
 
 def summarize(
@@ -91,6 +97,8 @@ def summarize(
         output_tokens_per_second=sum(flight.request.output_tokens for flight in flights) / makespan,
         preemptions=sum(worker.core.preemptions for worker in simulation.workers),
         simulated_in_seconds=real_seconds,
+        regret=sample_regret(simulation.forks, flights) if simulation.forks is not None else None,
+        shadows=simulation.shadows,
     )
 
 

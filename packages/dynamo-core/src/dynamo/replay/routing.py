@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from dynamo.mocker.core import BlocksRemoved, CoreEvent, CoreLimits
 from dynamo.plugins import plugins
-from dynamo.protocols.addressing import InstanceId
+from dynamo.protocols.addressing import InstanceId, WorkerKey
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.engine import EngineCapabilities
 from dynamo.protocols.kv_events import HashesRemoved, HashesStored, KvEventBatch
@@ -20,14 +21,18 @@ from dynamo.protocols.model_card import ModelDeploymentCard
 from dynamo.protocols.routing import PromptHashes, RouteRequest
 from dynamo.replay.traces import TraceRequest
 from dynamo.router.candidates import CandidateTable
-from dynamo.router.policy import policy_for_mode
+from dynamo.router.filters import Pinned
+from dynamo.router.pickers import MaxScore
+from dynamo.router.policy import RouterPolicy, policy_for_mode
 from dynamo.router.route import Route
 from dynamo.router.settings import RouterSettings
+from dynamo.router.shadow import ShadowPolicies, shadow_policies
 
 __all__ = ["ReplayRouter"]
 
 _MODEL = "trace"
 _EPOCH = 1
+_PINNING = RouterPolicy([Pinned()], [], MaxScore())
 
 
 class _TracePrompt(PromptHashes):
@@ -53,7 +58,13 @@ class ReplayRouter:
 
     def __init__(self, settings: RouterSettings, limits: CoreLimits, workers: int) -> None:
         self._block_size = limits.block_size
-        self._table = CandidateTable(policy_for_mode(settings.router_mode, plugins(), settings), settings)
+        if settings.router_seed is None:
+            settings = settings.model_copy(update={"router_seed": 0})
+        self._policy = policy_for_mode(settings.router_mode, plugins(), settings)
+        self._settings = settings
+        self._table = CandidateTable(self._policy, settings, shadows=shadow_policies(settings, plugins()))
+        if self._table.shadows is not None:
+            self._table.shadows.unbind()
         self._sequences = [-1] * workers
         self._requests = 0
         card = ModelDeploymentCard(
@@ -67,20 +78,45 @@ class ReplayRouter:
         for worker in range(workers):
             self._table.put(InstanceRecord("replay", "backend", "generate", worker, card=card))
 
+    @property
+    def shadows(self) -> ShadowPolicies | None:
+        """The shadow policies that the settings name."""
+        return self._table.shadows
+
     def select(self, request: TraceRequest, now: float) -> Route:
         """Choose a worker and count the request as its work.
 
         Raises:
             Overloaded: all workers are beyond a threshold of the settings.
         """
+        return self._table.route(self._facts(request), now)
+
+    def send_to(self, worker: int, request: TraceRequest, now: float) -> Route:
+        """Take `worker` as if the policy had chosen it.
+
+        Raises:
+            NoInstances: it is beyond a threshold of the settings.
+            Overloaded: all workers are.
+        """
+        facts = self._facts(request)
+        # The policy decides here too, so that its turns and random numbers go on as if it had been followed.
+        self._table.select(facts, now)
+        self._table.configure(_PINNING, self._settings)
+        try:
+            route = self._table.route(msgspec.structs.replace(facts, pinned=WorkerKey(InstanceId(worker))), now)
+        finally:
+            self._table.configure(self._policy, self._settings)
+        self._policy.routed(facts, route.worker, now)
+        return route
+
+    def _facts(self, request: TraceRequest) -> RouteRequest:
         self._requests += 1
-        facts = RouteRequest(
+        return RouteRequest(
             f"replay-{self._requests}",
             _MODEL,
             prompt_tokens=request.input_tokens,
             prompt=_TracePrompt(request.hashes),
         )
-        return self._table.route(facts, now)
 
     def take_events(self, worker: int, events: Sequence[CoreEvent]) -> None:
         """What one step of `worker` changed in its cache."""

@@ -6,15 +6,18 @@ perf model says. What a worker's step does is seen by the router when the step h
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 from array import array
 from collections.abc import Sequence as Items
+from typing import Any
 
-from dynamo.errors import ConfigError, Overloaded
+from dynamo.errors import ConfigError, NoInstances, Overloaded
 from dynamo.mocker.core import CoreEvent, CoreLimits, EngineCore, StepResult
 from dynamo.mocker.perf_model import PerfModel
 from dynamo.mocker.sequence import Sequence, SequenceState
+from dynamo.replay.forking import DecisionForks
 from dynamo.replay.routing import ReplayRouter
 from dynamo.replay.traces import Trace, TraceRequest
 from dynamo.router.route import Route
@@ -28,15 +31,32 @@ _LOAD_INTERVAL_SECONDS = 0.25
 class Flight:
     """One request on its way; all times in seconds since the first arrival."""
 
-    __slots__ = ("end", "first_token", "last_token", "request", "route", "sequence", "worker")
+    __slots__ = ("end", "first_token", "last_token", "number", "request", "route", "sequence", "worker")
 
-    def __init__(self, request: TraceRequest, route: Route) -> None:
+    def __init__(self, number: int, request: TraceRequest, route: Route) -> None:
+        self.number = number
+        """Its place in the trace."""
         self.request = request
         self.route = route
         self.worker = int(route.worker.instance_id)
         """Its place in `Simulation.workers`."""
         self.sequence = Sequence(self, request.input_tokens, request.output_tokens, request.hashes)
         self.first_token = self.last_token = self.end = 0.0
+
+    @property
+    def ttft(self) -> float:
+        """Seconds from the arrival to the first token."""
+        return self.first_token - self.request.arrival_seconds
+
+    @property
+    def predicted_regret(self) -> float | None:
+        """Seconds, as the router sees it; see `dynamo.router.regret`."""
+        outcome = self.route.ttft.outcome if self.route.ttft is not None else None
+        return None if outcome is None else outcome.regret
+
+
+class _FirstTokenReached(Exception):
+    """The request that a forked simulation runs for has its first token."""
 
 
 class SimulatedWorker:
@@ -64,6 +84,7 @@ class Simulation:
         limits: CoreLimits,
         perf_model: PerfModel,
         kv_event_delay_seconds: float = 0.0,
+        forks: DecisionForks | None = None,
     ) -> None:
         self.workers = [SimulatedWorker(number, EngineCore(limits, perf_model)) for number in range(workers)]
         self.token_gaps = array("d")
@@ -71,6 +92,13 @@ class Simulation:
         self._trace = trace
         self._router = router
         self._delay = kv_event_delay_seconds
+        self.forks = forks
+        self._forking = forks is not None
+        self._now = float("-inf")
+        self._flights: list[Flight] = []
+        self._arrived: list[Flight] = []
+        """Those that came at this moment: all are there before any worker goes on."""
+        self._watched: Flight | None = None
         self._order = itertools.count()
         self._steps: list[tuple[float, int, SimulatedWorker, StepResult]] = []
         """Heap of steps by their end."""
@@ -83,25 +111,54 @@ class Simulation:
         Raises:
             ConfigError: a request does not fit a worker.
         """
-        flights: list[Flight] = []
-        for arrival, group in itertools.groupby(self._trace.requests, key=lambda request: request.arrival_seconds):
-            self._advance(arrival)
-            # All that arrive at once are there before any worker goes on.
-            arrived = [flight for request in group if (flight := self._dispatch(request, arrival)) is not None]
-            for flight in arrived:
-                self._begin_step(self.workers[flight.worker], arrival)
-            flights += arrived
-        self._advance(float("inf"))
-        return flights
+        self._go_on(0)
+        return self._flights
 
-    def _dispatch(self, request: TraceRequest, now: float) -> Flight | None:
+    @property
+    def shadows(self) -> dict[str, Any] | None:
+        """What the router's shadow policies would have chosen; None without any."""
+        return self._router.shadows.to_json() if self._router.shadows is not None else None
+
+    def first_token_at(self, worker: int, number: int) -> float:
+        """Send request `number`, which is next, to `worker`; see `dynamo.replay.forking`. The last thing it does."""
+        self._forking = False
+        self._watched = self._dispatch(number, worker)
+        if self._watched is None:
+            return float("nan")
+        with contextlib.suppress(_FirstTokenReached):
+            self._go_on(number + 1)
+        return self._watched.ttft
+
+    def _go_on(self, first: int) -> None:
+        """Run from request `first` on to the end."""
+        for number in range(first, len(self._trace.requests)):
+            arrival = self._trace.requests[number].arrival_seconds
+            if arrival > self._now:
+                self._begin_arrived()
+                self._advance(arrival)
+                self._now = arrival
+            if self._forking and self.forks is not None:
+                self.forks.before(self, number, len(self.workers))
+            self._dispatch(number)
+        self._begin_arrived()
+        self._advance(float("inf"))
+
+    def _begin_arrived(self) -> None:
+        for flight in self._arrived:
+            self._begin_step(self.workers[flight.worker], self._now)
+        self._arrived.clear()
+
+    def _dispatch(self, number: int, worker: int | None = None) -> Flight | None:
+        """Send a request to the worker that the router chooses, or to `worker`."""
+        now, request = self._now, self._trace.requests[number]
         self._deliver_late_events(now)
         try:
-            route = self._router.select(request, now)
-        except Overloaded:
+            router = self._router
+            route = router.select(request, now) if worker is None else router.send_to(worker, request, now)
+        except (Overloaded, NoInstances):
             self.refused += 1
             return None
-        flight = Flight(request, route)
+        flight = Flight(number, request, route)
         try:
             self.workers[flight.worker].core.add(flight.sequence)
         except ValueError as error:
@@ -110,6 +167,8 @@ class Simulation:
                 param="blocks_per_worker",
                 hint="give workers more blocks",
             ) from error
+        self._flights.append(flight)
+        self._arrived.append(flight)
         return flight
 
     def _advance(self, until: float) -> None:
@@ -145,7 +204,9 @@ class Simulation:
             flight: Flight = sequence.key
             if sequence.generated == 1:
                 flight.first_token = now
-                flight.route.answered()
+                flight.route.answered(now)
+                if flight is self._watched:
+                    raise _FirstTokenReached
             else:
                 gaps.append(now - flight.last_token)
             flight.last_token = now

@@ -1,7 +1,8 @@
 """Reads request traces: Mooncake's JSON lines and Azure's CSV. Used by `command`, and by whoever drives `simulation`.
 
 Mooncake: ``timestamp`` (ms), ``input_length``, ``output_length`` (tokens) and ``hash_ids``, one number for each 512
-tokens of the prompt; equal numbers mean equal text. Azure: ``TIMESTAMP,ContextTokens,GeneratedTokens``, which says
+tokens of the prompt; equal numbers mean equal text. The request log of a frontend is that with a ``block_size`` of its
+own. Azure: ``TIMESTAMP,ContextTokens,GeneratedTokens``, which says
 nothing of shared prefixes.
 """
 
@@ -41,7 +42,7 @@ class TraceRequest:
     input_tokens: int
     output_tokens: int
     hashes: list[int]
-    """Sequence hashes of the prompt's full blocks; empty where the trace does not know them."""
+    """Names of the prompt's full blocks and of all before each; empty where the trace does not know them."""
 
 
 class Trace(NamedTuple):
@@ -57,7 +58,8 @@ class _MooncakeLine(msgspec.Struct):
     timestamp: Annotated[float, msgspec.Meta(ge=0)]
     input_length: Annotated[int, msgspec.Meta(ge=1, le=_MOST_TOKENS)]
     output_length: _Tokens
-    hash_ids: list[Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]]
+    hash_ids: list[Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]]
+    block_size: Annotated[int, msgspec.Meta(ge=1, le=_MOST_TOKENS)] = MOONCAKE_BLOCK_TOKENS
 
 
 class _Row(NamedTuple):
@@ -67,6 +69,7 @@ class _Row(NamedTuple):
     input_tokens: int
     output_tokens: int
     hash_ids: list[int]
+    block_size: int = MOONCAKE_BLOCK_TOKENS
 
 
 def read_trace(path: Path, *, limit: int | None = None, speed: float = 1.0) -> Trace:
@@ -94,7 +97,7 @@ def read_trace(path: Path, *, limit: int | None = None, speed: float = 1.0) -> T
         for row in rows
     ]
     requests.sort(key=lambda request: request.arrival_seconds)
-    return Trace(path.stem, MOONCAKE_BLOCK_TOKENS, requests)
+    return Trace(path.stem, rows[0].block_size, requests)
 
 
 def ideal_cached_tokens(trace: Trace) -> int:
@@ -121,15 +124,17 @@ def _first(rows: Iterable[_Row], limit: int | None) -> Iterator[_Row]:
 
 
 def _hashes(row: _Row) -> list[int]:
-    full = row.input_tokens // MOONCAKE_BLOCK_TOKENS
-    ids = np.asarray(row.hash_ids[:full], np.uint32)
-    hashes, _ = extend(HashState(0, 0), block_hashes(ids, 1))
+    full = row.input_tokens // row.block_size
+    # An id is 64 bits, so two words.
+    ids = np.asarray(row.hash_ids[:full], np.uint64).view(np.uint32)
+    hashes, _ = extend(HashState(0, 0), block_hashes(ids, 2))
     names: list[int] = hashes.tolist()
     return names
 
 
 def _mooncake_rows(file: TextIO, path: Path) -> Iterator[_Row]:
     decoder = msgspec.json.Decoder(_MooncakeLine)
+    block_size = 0
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
@@ -137,10 +142,13 @@ def _mooncake_rows(file: TextIO, path: Path) -> Iterator[_Row]:
             row = decoder.decode(line)
         except msgspec.MsgspecError as error:
             raise _malformed(path, number, str(error)) from error
-        full = row.input_length // MOONCAKE_BLOCK_TOKENS
+        full = row.input_length // row.block_size
         if len(row.hash_ids) < full:
             raise _malformed(path, number, f"{len(row.hash_ids)} hash_ids for {full} full blocks")
-        yield _Row(row.timestamp / 1000, row.input_length, row.output_length, row.hash_ids)
+        block_size = block_size or row.block_size
+        if row.block_size != block_size:
+            raise _malformed(path, number, f"blocks of {row.block_size} tokens, where those before have {block_size}")
+        yield _Row(row.timestamp / 1000, row.input_length, row.output_length, row.hash_ids, row.block_size)
 
 
 def _azure_rows(file: TextIO, path: Path) -> Iterator[_Row]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 from dynamo.errors import Overloaded
 from dynamo.protocols.addressing import InstanceId, WorkerKey
@@ -12,13 +13,19 @@ from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.planes import RequestPlane
 from dynamo.protocols.routing import RouteRequest
-from dynamo.router.explain import Decision, DecisionLog
+from dynamo.router.explain import Decision, DecisionLog, queue_wait
 from dynamo.router.kv_state import KvState
 from dynamo.router.metrics import ModelRouterMetrics
 from dynamo.router.policy import Choice, RouterPolicy
+from dynamo.router.queue import RouterQueue
+from dynamo.router.queue_metrics import ModelQueueMetrics
+from dynamo.router.regret import PendingTtft, RegretMeter, uncached_tokens
+from dynamo.router.replica_sync import ReplicaSync
 from dynamo.router.route import Route
 from dynamo.router.settings import RouterSettings
-from dynamo.router.worker import Candidate
+from dynamo.router.shadow import ShadowPolicies, ShadowPolicy
+from dynamo.router.thresholds import BusyThresholds
+from dynamo.router.worker import Candidate, RemoteWork
 
 __all__ = ["Candidate", "CandidateTable"]
 
@@ -34,12 +41,31 @@ class CandidateTable:
         plane: RequestPlane | None = None,
         metrics: ModelRouterMetrics | None = None,
         decisions: DecisionLog | None = None,
+        shadows: Sequence[ShadowPolicy] = (),
+        model: str = "",
+        replicas: ReplicaSync | None = None,
+        queue_metrics: ModelQueueMetrics | None = None,
     ) -> None:
-        """`plane` is how workers are asked for their cache; `decisions` keeps what is decided, None nothing."""
+        """`plane` is how workers are asked for their cache; `decisions` keeps what is decided, None nothing.
+
+        `shadows` look at every decision and take none. `replicas` tells other frontends of what is decided.
+        """
+        self.model = model
+        self.queue: RouterQueue | None = None
+        """Where requests ask whether to come to :meth:`route` now; None while that is always so."""
+        self._queue_metrics = queue_metrics
+        self._replicas = replicas
+        self._thresholds: BusyThresholds | None = None
         self._metrics = metrics
         self._decisions = decisions
         self.configure(policy, settings or RouterSettings())
-        self._kv = KvState(self._settings, plane, metrics) if policy.needs_facts else None
+        needs_facts = policy.needs_facts or any(shadow.policy.needs_facts for shadow in shadows)
+        # Workers say what they were sent a quarter of a second late; a queue must know it at once.
+        needs_facts = needs_facts or self.queue is not None
+        self._kv = KvState(self._settings, plane, metrics) if needs_facts else None
+        self.regret = RegretMeter(metrics)
+        share = self._settings.router_shadow_cpu_share
+        self.shadows = ShadowPolicies(shadows, self.regret, cpu_share=share, metrics=metrics) if shadows else None
         self._candidates: dict[WorkerKey, Candidate] = {}
         self._ordered: list[Candidate] = []
 
@@ -50,9 +76,32 @@ class CandidateTable:
         """Decide by `policy`, of the same mode, and `settings` from now on; what is known of workers stays."""
         self._policy = policy
         self._settings = settings
-        self._watches_load = (
-            settings.active_prefill_tokens_threshold is not None or settings.active_decode_blocks_threshold is not None
-        )
+        if self.queue is not None:
+            self.queue.configure(settings)
+        elif settings.router_queue_threshold is not None:
+            self.queue = RouterQueue(self, settings, self._queue_metrics)
+        self.set_thresholds(self._thresholds)
+
+    @property
+    def overrides_for_all(self) -> bool:
+        """Whether every client may bring cost parameters of its own."""
+        return self._settings.router_request_overrides
+
+    @property
+    def thresholds(self) -> BusyThresholds:
+        """From when on workers are busy."""
+        return self._busy
+
+    def set_thresholds(self, thresholds: BusyThresholds | None) -> None:
+        """Use these from now on in place of those of the settings; None: those again."""
+        self._thresholds = thresholds
+        self._busy = self._settings.thresholds_of(self.model) if thresholds is None else thresholds
+        self.poke()
+
+    def poke(self) -> None:
+        """A worker has got room, perhaps: the queue looks."""
+        if self.queue is not None:
+            self.queue.poke()
 
     def put(self, record: InstanceRecord) -> None:
         """Add an instance, or take over its new record; requests in flight stay counted."""
@@ -67,6 +116,7 @@ class CandidateTable:
             if self._kv is not None:
                 known.kv = self._kv.put(key, record)
         self._order()
+        self.poke()
 
     def remove(self, instance_id: int) -> None:
         """Forget an instance."""
@@ -83,11 +133,20 @@ class CandidateTable:
             candidate = self._candidates.get(WorkerKey(InstanceId(load.instance_id), rank.dp_rank))
             if candidate is not None:
                 candidate.set_load(rank, now)
+        self.poke()
 
     def take_events(self, batch: KvEventBatch) -> None:
         """KV events that a worker published."""
         if self._kv is not None:
             self._kv.take_events(batch)
+
+    def crowded(self, now: float) -> bool:
+        """Whether every worker has lately said that requests wait at it; False when nobody says anything."""
+        for candidate in self._ordered:
+            candidate.forget_old_load(now)
+        return bool(self._ordered) and all(
+            candidate.load is not None and candidate.load.waiting_requests > 0 for candidate in self._ordered
+        )
 
     def caught_up(self) -> bool:
         """Whether no worker is being asked for the content of its cache."""
@@ -100,7 +159,7 @@ class CandidateTable:
             NoInstances: there is none.
             Overloaded: all are beyond a threshold.
         """
-        return self._candidates[self._choose(request, now).chosen.key]
+        return self._candidates[self._choose(request, now)[0].chosen.key]
 
     def route(self, request: RouteRequest, now: float) -> Route:
         """Choose a worker for `request` and count it as its work until `Route.end`.
@@ -109,34 +168,148 @@ class CandidateTable:
             NoInstances: there is none.
             Overloaded: all are beyond a threshold.
         """
-        choice = self._choose(request, now)
+        return self._take(request, *self._choose(request, now), now)
+
+    def reserve(self, request: RouteRequest, now: float) -> tuple[Route, Decision]:
+        """As :meth:`route`, with what the decision was made of.
+
+        Raises:
+            NoInstances: there is none.
+            Overloaded: all are beyond a threshold.
+        """
+        choice, usable = self._choose(request, now)
+        route = self._take(request, choice, usable, now)
+        return route, self._decision(request, choice, route.ttft)
+
+    def decide(self, request: RouteRequest, now: float) -> Decision:
+        """What would be decided for `request`, and of what. Books nothing.
+
+        Raises:
+            NoInstances: there is none.
+            Overloaded: all are beyond a threshold.
+        """
+        choice, _ = self._choose(request, now)
+        pending = self._pending_ttft(request, choice, now) if self._kv is not None else None
+        return self._decision(request, choice, pending)
+
+    def candidates(self) -> Sequence[Candidate]:
+        """All there are, by routing key."""
+        return self._ordered
+
+    def _take(self, request: RouteRequest, choice: Choice, usable: Sequence[Candidate], now: float) -> Route:
         candidate = self._candidates[choice.chosen.key]
+        self._policy.routed(request, candidate.key, now)
+        if self.shadows is not None:
+            self.shadows.watch(request, choice, usable, now)
+        pending = self._pending_ttft(request, choice, now) if self._kv is not None else None
         if self._metrics is not None:
             self._metrics.decided()
         if self._decisions is not None:
-            self._decisions.add(self._decision(request, choice))
+            self._decisions.add(self._decision(request, choice, pending))
         booking = None
         if self._kv is not None:
             everybody = [self._candidates[other.key] for other in choice.candidates]
             booking = self._kv.book(request, candidate, everybody, now)
-        return Route(candidate, booking)
+        number, facts = 0, candidate.facts
+        if self._replicas is not None:
+            number = self._replicas.book(candidate.key, uncached_tokens(facts, request.prompt_tokens), facts.new_blocks)
+        watched = self if self._replicas is not None or self.queue is not None else None
+        return Route(candidate, booking, pending, watch=watched, number=number)
+
+    def prompt_computed(self, number: int) -> None:
+        """See `RouteWatch`."""
+        if self._replicas is not None:
+            self._replicas.computed(number)
+        self.poke()
+
+    def route_ended(self, number: int) -> None:
+        """See `RouteWatch`."""
+        if self._replicas is not None:
+            self._replicas.free(number)
+        self.poke()
+
+    def book_remote(self, worker: WorkerKey, prefill_tokens: int, blocks: int, now: float) -> RemoteWork | None:
+        """Another frontend has sent a request to `worker`; None: it is not here."""
+        candidate = self._candidates.get(worker)
+        return None if candidate is None else RemoteWork(candidate, prefill_tokens, blocks, now)
+
+    def has_room(self, request: RouteRequest, now: float) -> bool:
+        """Whether a worker that could take `request` is below the threshold of the queue.
+
+        Raises:
+            NoInstances: there is none that could.
+            Overloaded: all are beyond a threshold.
+        """
+        if self._kv is not None:
+            self._kv.sweep(now)
+        eligible = self._policy.eligible(request, self._usable(request, now))
+        threshold = self._settings.router_queue_threshold
+        if threshold is None:
+            return True
+        for candidate in eligible:
+            candidate.forget_old_load(now)
+        return any(candidate.has_room(threshold) for candidate in eligible)
+
+    def kind(self, request: RouteRequest) -> Hashable | None:
+        """See `dynamo.router.queue.WorkerRoom`."""
+        # A filter that somebody added may look at anything.
+        return None if self._settings.router_filters else (request.lora, request.pinned, request.excluded)
+
+    def any_room(self, now: float) -> bool:
+        """See `dynamo.router.queue.WorkerRoom`."""
+        threshold = self._settings.router_queue_threshold
+        if threshold is None:
+            return True
+        if self._kv is not None:
+            self._kv.sweep(now)
+        for candidate in self._ordered:
+            candidate.forget_old_load(now)
+            if candidate.has_room(threshold):
+                return True
+        return False
+
+    def uncached_tokens(self, request: RouteRequest) -> int:
+        """See `dynamo.router.queue.WorkerRoom`."""
+        return self._kv.uncached_tokens(request) if self._kv is not None else request.prompt_tokens
+
+    def report(self) -> dict[str, Any]:
+        """What its decisions came to, for people and programs: see `RegretMeter` and `ShadowPolicies`."""
+        report: dict[str, Any] = {"regret": self.regret.to_json()}
+        if self.shadows is not None:
+            report["shadows"] = self.shadows.to_json()
+        return report
+
+    def drain(self) -> None:
+        """This process goes down: nobody waits here any more."""
+        if self.queue is not None:
+            self.queue.drain()
 
     async def close(self) -> None:
         """Stop what runs in the background."""
+        if self.queue is not None:
+            self.queue.close()
         if self._kv is not None:
             await self._kv.close()
 
-    def _choose(self, request: RouteRequest, now: float) -> Choice:
-        usable: Sequence[Candidate] = [c for c in self._ordered if c.breaker.closed or c.breaker.allows(now)]
-        # With every circuit open a try costs nothing that waiting would save.
-        usable = usable or self._ordered
-        if self._watches_load and usable:
-            usable = self._not_busy(usable, request, now)
+    def _choose(self, request: RouteRequest, now: float) -> tuple[Choice, Sequence[Candidate]]:
+        """The choice, and all that it could have been."""
+        usable = self._usable(request, now)
         if self._kv is not None:
             self._kv.measure(request, usable, now)
-        return self._policy.decide(request, usable)
+        return self._policy.decide(request, usable), usable
 
-    def _decision(self, request: RouteRequest, choice: Choice) -> Decision:
+    def _usable(self, request: RouteRequest, now: float) -> Sequence[Candidate]:
+        able = self._policy.able(request, self._ordered)
+        usable: Sequence[Candidate] = [c for c in able if c.breaker.closed or c.breaker.allows(now)]
+        # With every circuit open a try costs nothing that waiting would save.
+        usable = usable or able
+        return self._not_busy(usable, request, now) if self._busy and usable else usable
+
+    def _pending_ttft(self, request: RouteRequest, choice: Choice, now: float) -> PendingTtft:
+        facts = [candidate.facts for candidate in choice.candidates]
+        return self.regret.begin(facts, choice.candidates.index(choice.chosen), request.prompt_tokens, now)
+
+    def _decision(self, request: RouteRequest, choice: Choice, pending: PendingTtft | None) -> Decision:
         return Decision(
             request_id=request.request_id,
             model=request.model,
@@ -147,12 +320,16 @@ class CandidateTable:
             workers=[candidate.key for candidate in choice.candidates],
             facts=[candidate.facts for candidate in choice.candidates],
             scores=choice.scores,
+            loads=[candidate.load for candidate in choice.candidates],
+            ttft=pending,
+            owner=request.tenant,
+            queued_seconds=queue_wait.get(),
         )
 
     def _not_busy(self, usable: Sequence[Candidate], request: RouteRequest, now: float) -> list[Candidate]:
         for candidate in usable:
             candidate.forget_old_load(now)
-        free = [candidate for candidate in usable if not candidate.busy(self._settings)]
+        free = [candidate for candidate in usable if not candidate.busy(self._busy)]
         if not free:
             raise Overloaded(f"all workers of {request.model!r} are busy", retry_after_seconds=1)
         return free

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 
 from dynamo.protocols.routing import CandidateView, RouteRequest
 
-__all__ = ["NotExcluded", "Pinned"]
+__all__ = ["HoldsLora", "NotExcluded", "Pinned"]
+
+
+class HoldsLora:
+    """Keeps the workers that have the request's LoRA adapter loaded; all of them when it asks for none."""
+
+    def filter(self, request: RouteRequest, candidates: Sequence[CandidateView]) -> Sequence[CandidateView]:
+        """See `dynamo.protocols.routing.WorkerFilter`."""
+        lora = request.lora
+        if lora is None:
+            return candidates
+        return [c for c in candidates if c.record.card is not None and lora in c.record.card.loras]
 
 
 class NotExcluded:

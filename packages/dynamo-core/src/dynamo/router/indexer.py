@@ -31,6 +31,7 @@ from dynamo.router.core.tiered_index import TIERS, TieredIndex
 from dynamo.runtime.client import encode_request, stream_items
 from dynamo.runtime.context import Context
 from dynamo.runtime.server import closing
+from dynamo.runtime.tasks import within
 
 __all__ = ["KvIndexer"]
 
@@ -177,7 +178,7 @@ class KvIndexer:
         pause = _FIRST_RETRY_SECONDS
         while True:
             try:
-                await asyncio.wait_for(self._read_answer(plane, worker, source), _ANSWER_TIMEOUT_SECONDS)
+                await within(_ANSWER_TIMEOUT_SECONDS, self._read_answer(plane, worker, source))
                 break
             except (DynamoError, asyncio.TimeoutError, msgspec.MsgspecError) as error:
                 source.silent = True

@@ -5,18 +5,20 @@ Owned by `CandidateTable` where the policy needs facts; a round-robin router has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
 from dynamo.protocols.addressing import WorkerKey
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.kv_events import KvEventBatch
+from dynamo.protocols.llm import DisaggregationMode
 from dynamo.protocols.planes import RequestPlane
 from dynamo.protocols.routing import RouteRequest
 from dynamo.router.core.active_sequences import ActiveSequences, Booking
 from dynamo.router.core.cost import WorkerFacts
 from dynamo.router.core.routed_blocks import RoutedBlocks
-from dynamo.router.core.tiered_index import TierMatch
+from dynamo.router.core.tiered_index import NO_MATCH, TierMatch
 from dynamo.router.indexer import KvIndexer
 from dynamo.router.metrics import ModelRouterMetrics
 from dynamo.router.settings import RouterSettings
@@ -31,7 +33,7 @@ _DEFAULT_BLOCK_SIZE = 16
 class KvWorker:
     """One worker's place in the index and its work."""
 
-    __slots__ = ("active", "block_size", "routed", "slot")
+    __slots__ = ("active", "block_size", "recent_tokens", "routed", "slot")
 
     def __init__(self, slot: int, block_size: int, active: ActiveSequences, routed: RoutedBlocks | None) -> None:
         self.slot = slot
@@ -39,6 +41,8 @@ class KvWorker:
         self.active = active
         self.routed = routed
         """What it is believed to hold; None where its events are followed."""
+        self.recent_tokens = 0.0
+        """Prompt tokens that it was given to compute, the older ones counting less."""
 
 
 class MeasuredWorker(Protocol):
@@ -93,31 +97,36 @@ class KvState:
 
     def measure(self, request: RouteRequest, candidates: Sequence[MeasuredWorker], now: float) -> None:
         """Set the `facts` of all candidates for `request`."""
-        if now - self._swept_at >= _SWEEP_SECONDS:
-            self._sweep(now)
-        by_block_size: dict[int, tuple[list[int], TierMatch]] = {}
+        self.sweep(now)
+        matches: dict[int, tuple[list[int], TierMatch]] = {}
+        size, hashes, match = 0, [], NO_MATCH
+        overlap_of, blocks, tiered = match.device.get, 0, False
         for candidate in candidates:
             worker = candidate.kv
             assert worker is not None
-            size = worker.block_size
-            found = by_block_size.get(size)
-            if found is None:
-                hashes = request.prompt.of(size) if request.prompt is not None else []
-                found = by_block_size[size] = (hashes, self.indexer.index(size).match(hashes))
-            hashes, match = found
+            if worker.block_size != size:  # nearly never: the workers of a model are alike
+                size = worker.block_size
+                if size not in matches:
+                    hashes = request.prompt.of(size) if request.prompt is not None else []
+                    matches[size] = (hashes, self.indexer.index(size).match(hashes))
+                hashes, match = matches[size]
+                overlap_of, blocks, tiered = match.device.get, len(hashes), match.host is not match.device
             active, slot = worker.active, worker.slot
-            overlap = match.device.get(slot, 0)
-            candidate.facts = WorkerFacts(
-                size,
-                overlap,
-                len(hashes) - active.shared_blocks(hashes, overlap),
-                active.prefill_tokens,
-                active.decode_blocks,
-                candidate.active_requests,
-            )
-            if match.host is not match.device:
+            overlap = overlap_of(slot, 0)
+            lower_tiers = None
+            if tiered:
                 with_host = match.host.get(slot, 0)
-                candidate.facts.lower_tiers = (with_host - overlap, match.disk.get(slot, 0) - with_host)
+                lower_tiers = (with_host - overlap, match.disk.get(slot, 0) - with_host)
+            candidate.facts = WorkerFacts(
+                block_size=size,
+                overlap_blocks=overlap,
+                new_blocks=blocks - active.shared_blocks(hashes, overlap),
+                active_prefill_tokens=active.prefill_tokens,
+                active_decode_blocks=active.decode_blocks,
+                active_requests=candidate.active_requests,
+                lower_tiers=lower_tiers,
+                recent_tokens=worker.recent_tokens,
+            )
 
     def book(
         self, request: RouteRequest, chosen: MeasuredWorker, others: Sequence[MeasuredWorker], now: float
@@ -134,8 +143,21 @@ class KvState:
             index = self.indexer.index(size)
             index.store(worker.slot, hashes)
             index.remove(worker.slot, worker.routed.use(hashes, now))
-        uncached = max(0, request.prompt_tokens - facts.overlap_blocks * size)
+        # A decode worker is sent the KV of the prompt.
+        decodes = request.mode is DisaggregationMode.DECODE
+        uncached = 0 if decodes else max(0, request.prompt_tokens - facts.overlap_blocks * size)
+        worker.recent_tokens += uncached
         return worker.active.book(uncached, hashes, now)
+
+    def uncached_tokens(self, request: RouteRequest) -> int:
+        """Prompt tokens that the worker which holds most of the prompt would compute."""
+        if request.prompt is None:
+            return request.prompt_tokens
+        held = 0
+        for size in {worker.block_size for worker in self._workers.values()}:
+            match = self.indexer.index(size).match(request.prompt.of(size))
+            held = max(held, size * max(match.device.values(), default=0))
+        return max(0, request.prompt_tokens - held)
 
     async def close(self) -> None:
         """Stop what runs in the background."""
@@ -152,9 +174,14 @@ class KvState:
             None if follows else RoutedBlocks(settings.router_ttl_seconds, capacity),
         )
 
-    def _sweep(self, now: float) -> None:
+    def sweep(self, now: float) -> None:
+        """Forget what is too old, about once a second."""
+        if now - self._swept_at < _SWEEP_SECONDS:
+            return
+        kept = math.exp((self._swept_at - now) / self._settings.router_recent_load_seconds)
         self._swept_at = now
         for worker in self._workers.values():
+            worker.recent_tokens *= kept
             worker.active.expire(now)
             if worker.routed is not None and (old := worker.routed.expire(now)):
                 self.indexer.index(worker.block_size).remove(worker.slot, old)

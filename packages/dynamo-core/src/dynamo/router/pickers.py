@@ -12,6 +12,17 @@ from dynamo.router.core.cost import softmax_weights
 __all__ = ["MaxScore", "PowerOfTwo", "Random", "RoundRobin", "Softmax"]
 
 
+class _Seeded:
+    """Has random numbers of its own; see `dynamo.protocols.routing.SeededPicker`."""
+
+    def __init__(self) -> None:
+        self._random = random.Random()
+
+    def seed(self, value: int) -> None:
+        """See `SeededPicker`."""
+        self._random.seed(value)
+
+
 class RoundRobin:
     """One candidate after the other, whatever their scores."""
 
@@ -28,11 +39,8 @@ class RoundRobin:
         return candidates[next(self._turn) % len(candidates)]
 
 
-class Random:
+class Random(_Seeded):
     """A uniformly random candidate."""
-
-    def __init__(self) -> None:
-        self._random = random.Random()
 
     def pick(
         self,
@@ -44,11 +52,8 @@ class Random:
         return self._random.choice(candidates)
 
 
-class MaxScore:
+class MaxScore(_Seeded):
     """The highest score; among equals a random one, so that several routers do not herd."""
-
-    def __init__(self) -> None:
-        self._random = random.Random()
 
     def pick(
         self,
@@ -61,11 +66,8 @@ class MaxScore:
         return self._random.choice([c for c, score in zip(candidates, scores, strict=True) if score == best])
 
 
-class PowerOfTwo:
+class PowerOfTwo(_Seeded):
     """The better of two random candidates: nearly as even as the best of all, and routers do not herd."""
-
-    def __init__(self) -> None:
-        self._random = random.Random()
 
     def pick(
         self,
@@ -80,13 +82,18 @@ class PowerOfTwo:
         return candidates[one if scores[one] >= scores[other] else other]
 
 
-class Softmax:
+class Softmax(_Seeded):
     """Draws a candidate, likelier with a higher score; at temperature 0 the highest, like `MaxScore`."""
 
     def __init__(self, temperature: float = 0.0) -> None:
+        super().__init__()
         self._temperature = temperature
-        self._random = random.Random()
         self._highest = MaxScore()
+
+    def seed(self, value: int) -> None:
+        """See `SeededPicker`."""
+        super().seed(value)
+        self._highest.seed(value)
 
     def pick(
         self, request: RouteRequest, candidates: Sequence[CandidateView], scores: Sequence[float]

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 from dynamo.errors import ConfigError, NoInstances
 from dynamo.plugins import Plugins
-from dynamo.protocols.routing import CandidateView, RouteRequest, WorkerFilter, WorkerPicker, WorkerScorer
-from dynamo.router.core.cost import CostParameters, WorkerFacts, costs
+from dynamo.protocols.addressing import WorkerKey
+from dynamo.protocols.routing import (
+    CandidateView,
+    RouteListener,
+    RouteRequest,
+    SeededPicker,
+    WorkerFilter,
+    WorkerPicker,
+    WorkerScorer,
+)
+from dynamo.router.core.cost import DEFAULT_COST, UPSTREAM_COST, CostParameters, CostProfiles, WorkerFacts, costs
 from dynamo.router.pickers import Softmax
+from dynamo.router.scorers import SessionAffinity
 from dynamo.router.settings import RouterSettings
 
 __all__ = ["Choice", "RouterPolicy", "WorkerWithFacts", "policy_for_mode", "router_modes"]
 
 #: Candidate attributes that cost something to find out for a request.
 _FACTS = frozenset({"overlap_blocks", "active_prefill_tokens", "active_decode_blocks"})
+
+
+WorkerT = TypeVar("WorkerT", bound=CandidateView)
 
 
 class WorkerWithFacts(CandidateView, Protocol):
@@ -42,10 +55,12 @@ class _Recipe(NamedTuple):
     filters: tuple[str, ...]
     scorers: tuple[tuple[str, float], ...]
     picker: str
+    cost: CostParameters | None = None
 
 
 _MODES = {
-    "kv": _Recipe((), (), "softmax"),
+    "kv": _Recipe((), (), "softmax", DEFAULT_COST),
+    "kv-upstream": _Recipe((), (), "softmax", UPSTREAM_COST),
     "least-loaded": _Recipe((), (("active-requests", 1.0),), "max-score"),
     "power-of-two": _Recipe((), (("active-requests", 1.0),), "power-of-two"),
     "direct": _Recipe(("pinned",), (), "round-robin"),
@@ -62,15 +77,40 @@ class RouterPolicy:
         filters: Sequence[WorkerFilter],
         scorers: Sequence[tuple[WorkerScorer, float]],
         picker: WorkerPicker,
-        cost: CostParameters | None = None,
+        cost: CostParameters | CostProfiles | None = None,
+        requirements: Sequence[WorkerFilter] = (),
     ) -> None:
-        """With a `cost`, scores begin at minus each candidate's cost, and a scorer's weight is in blocks."""
+        """With a `cost`, scores begin at minus each candidate's cost, and a scorer's weight is in cached blocks.
+
+        One set of parameters stands for the profiles that follow from it (`CostProfiles.from_aggregated`).
+        `requirements` are filters on what a worker is, not on how it does: see :meth:`able`.
+        """
         self._filters = filters
+        self._requirements = requirements
         self._scorers = scorers
         self._picker = picker
-        self._cost = cost
+        self._cost = CostProfiles.from_aggregated(cost) if isinstance(cost, CostParameters) else cost
+        self._listeners = [scorer for scorer, _ in scorers if isinstance(scorer, RouteListener)]
         self.needs_facts = cost is not None or any(_FACTS & set(scorer.consumes) for scorer, _ in scorers)
         """Whether candidates must have their facts before :meth:`decide`."""
+        self.looks_at_load = cost is not None or bool(scorers)
+        """Whether what other routers send makes a difference."""
+
+    def able(self, request: RouteRequest, candidates: Sequence[WorkerT]) -> Sequence[WorkerT]:
+        """Those that could serve `request` at all, however busy or broken they are at this moment.
+
+        Raises:
+            NoInstances: there is none.
+        """
+        return _filtered(self._requirements, request, candidates)
+
+    def eligible(self, request: RouteRequest, candidates: Sequence[WorkerT]) -> Sequence[WorkerT]:
+        """Those that :meth:`decide` would choose from.
+
+        Raises:
+            NoInstances: there is none.
+        """
+        return _filtered(self._filters, request, candidates)
 
     def decide(self, request: RouteRequest, candidates: Sequence[WorkerWithFacts]) -> Choice:
         """The candidate that should take `request`, and what the others had.
@@ -78,22 +118,35 @@ class RouterPolicy:
         Raises:
             NoInstances: no candidate is left after filtering.
         """
-        left: Sequence[CandidateView] = candidates
-        for worker_filter in self._filters:
-            left = worker_filter.filter(request, left)
-        if not left:
-            raise NoInstances(f"no worker of {request.model!r} can take this request", retry_after_seconds=1)
-        candidates = cast("Sequence[WorkerWithFacts]", left)  # filters choose among what they get
+        candidates = self.eligible(request, candidates)
+        unit = 1.0
         if self._cost is None:
             scores = [0.0] * len(candidates)
         else:
-            parameters = self._cost.overridden(request.overrides)
+            parameters = self._cost.of(request.mode).overridden(request.overrides)
+            unit = parameters.cached_block
             facts = [candidate.facts for candidate in candidates]
             scores = [-cost for cost in costs(parameters, request.prompt_tokens, facts)]
         for scorer, weight in self._scorers:
             for index, score in enumerate(scorer.score(request, candidates)):
-                scores[index] += weight * score
+                scores[index] += unit * weight * score
         return Choice(self._picker.pick(request, candidates, scores), candidates, scores)
+
+    def routed(self, request: RouteRequest, worker: WorkerKey, now: float) -> None:
+        """`request` went to `worker`; a scorer may want to know. `now` is any monotonic clock, in seconds."""
+        for listener in self._listeners:
+            listener.routed(request, worker, now)
+
+
+def _filtered(
+    filters: Sequence[WorkerFilter], request: RouteRequest, candidates: Sequence[WorkerT]
+) -> Sequence[WorkerT]:
+    left: Sequence[CandidateView] = candidates
+    for worker_filter in filters:
+        left = worker_filter.filter(request, left)
+    if not left:
+        raise NoInstances(f"no worker of {request.model!r} can take this request", retry_after_seconds=1)
+    return cast("Sequence[WorkerT]", left)  # filters choose among what they get
 
 
 def router_modes(plugins: Plugins) -> list[str]:
@@ -115,26 +168,41 @@ def policy_for_mode(mode: str, plugins: Plugins, settings: RouterSettings | None
             f"unknown router mode {mode!r}", param="router_mode", hint=f"choose one of {', '.join(modes)}"
         )
     recipe = _MODES.get(mode, _Recipe((), (), mode))
-    scorers = [*recipe.scorers, *map(_weighted, settings.router_scorers)]
+    weighted = [*recipe.scorers, *map(_weighted, settings.router_scorers)]
+    scorers: list[tuple[WorkerScorer, float]] = [(plugins.scorers.get(name)(), weight) for name, weight in weighted]
+    if settings.router_session_affinity_ttl_seconds is not None:
+        affinity = SessionAffinity(settings.router_session_affinity_ttl_seconds)
+        scorers.append((affinity, settings.router_session_affinity_blocks))
     picker: WorkerPicker = (
-        Softmax(settings.router_temperature) if mode == "kv" else plugins.pickers.get(recipe.picker)()
+        Softmax(settings.router_temperature) if recipe.cost is not None else plugins.pickers.get(recipe.picker)()
     )
+    if settings.router_seed is not None and isinstance(picker, SeededPicker):
+        picker.seed(settings.router_seed)
     return RouterPolicy(
         [plugins.filters.get(name)() for name in (*recipe.filters, *settings.router_filters, "not-excluded")],
-        [(plugins.scorers.get(name)(), weight) for name, weight in scorers],
+        scorers,
         picker,
-        _cost_parameters(settings) if mode == "kv" else None,
+        _cost_parameters(settings, recipe.cost) if recipe.cost is not None else None,
+        [plugins.filters.get(name)() for name in ("lora", "pinned")],
     )
 
 
-def _cost_parameters(settings: RouterSettings) -> CostParameters:
+def _cost_parameters(settings: RouterSettings, mode: CostParameters) -> CostParameters:
+    """Those of the mode, but where the settings say otherwise."""
+
+    def chosen(value: float | None, default: float) -> float:
+        return default if value is None else value
+
     return CostParameters(
         overlap_score_credit=settings.router_kv_overlap_score_credit,
         overlap_score_credit_decay=settings.router_kv_overlap_score_credit_decay,
-        prefill_load_scale=settings.router_prefill_load_scale,
+        prefill_load_scale=chosen(settings.router_prefill_load_scale, mode.prefill_load_scale),
         active_request_blocks=settings.router_decode_active_request_weight,
         host_cache_hit_weight=settings.router_host_cache_hit_weight,
         disk_cache_hit_weight=settings.router_disk_cache_hit_weight,
+        recompute_load_scale=chosen(settings.router_recompute_load_scale, mode.recompute_load_scale),
+        active_request_tokens=chosen(settings.router_active_request_tokens, mode.active_request_tokens),
+        recent_load_tokens=chosen(settings.router_recent_load_tokens, mode.recent_load_tokens),
     )
 
 

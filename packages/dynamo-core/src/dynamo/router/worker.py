@@ -10,12 +10,14 @@ from dynamo.router.breaker import CircuitBreaker
 from dynamo.router.core.active_sequences import REPORT_LIFETIME_SECONDS
 from dynamo.router.core.cost import WorkerFacts
 from dynamo.router.kv_state import KvWorker
-from dynamo.router.settings import RouterSettings
+from dynamo.router.thresholds import BusyThresholds
 
-__all__ = ["Candidate"]
+__all__ = ["Candidate", "RemoteWork"]
 
 #: Failures that lie with the worker, not with the request. A full or draining worker is well.
 _WORKER_FAILURES = (TransportError, EngineShutdown, StreamIncomplete)
+#: For workers whose card does not say; what engines default to.
+_USUAL_BATCH_TOKENS = 8192
 _NOTHING_KNOWN = WorkerFacts(1)
 
 
@@ -78,12 +80,44 @@ class Candidate:
         if self.load is not None and now - self._load_time > REPORT_LIFETIME_SECONDS:
             self.load = None
 
-    def busy(self, settings: RouterSettings) -> bool:
-        """Whether the worker is beyond one of the thresholds; one that says nothing is not."""
-        load = self.load
-        if load is None:
-            return False
-        prefill, blocks = settings.active_prefill_tokens_threshold, settings.active_decode_blocks_threshold
-        if prefill is not None and load.active_prefill_tokens > prefill:
-            return True
-        return blocks is not None and load.used_kv_blocks > blocks * load.total_kv_blocks > 0
+    def busy(self, thresholds: BusyThresholds) -> bool:
+        """Whether the worker is beyond one of the thresholds; one that says nothing and was sent nothing is not."""
+        return thresholds.exceeded(self.load, self.kv.active.prefill_tokens if self.kv is not None else 0)
+
+    def waiting_prefill_tokens(self) -> int:
+        """Prompt tokens that it was given and has not computed, as far as is known."""
+        if self.kv is not None:
+            return self.kv.active.prefill_tokens
+        return self.load.active_prefill_tokens if self.load is not None else 0
+
+    def has_room(self, batches: float) -> bool:
+        """Whether at most so many of its batches would compute the prompts that it has."""
+        card = self.record.card
+        batch_tokens = (card.max_batched_tokens if card is not None else 0) or _USUAL_BATCH_TOKENS
+        return self.waiting_prefill_tokens() <= batches * batch_tokens
+
+
+class RemoteWork:
+    """A request that another frontend has sent to a worker. All methods may be called more than once."""
+
+    __slots__ = ("_booking", "_candidate")
+
+    def __init__(self, candidate: Candidate, prefill_tokens: int, blocks: int, now: float) -> None:
+        """It has `prefill_tokens` to compute, and `blocks` that no other request held when it was sent."""
+        self._candidate: Candidate | None = candidate
+        active = candidate.kv.active if candidate.kv is not None else None
+        self._booking = active.book(prefill_tokens, [], now, unnamed_blocks=blocks) if active is not None else None
+        candidate.active_requests += 1
+
+    def prefill_done(self) -> None:
+        """Its prompt is computed."""
+        if self._booking is not None:
+            self._booking.prefill_done()
+
+    def end(self) -> None:
+        """It is over, or its frontend is."""
+        candidate, self._candidate = self._candidate, None
+        if candidate is not None:
+            candidate.active_requests -= 1
+            if self._booking is not None:
+                self._booking.end()

@@ -197,3 +197,58 @@ def test_memory_is_bounded_and_what_is_left_is_true(limit):
     for chain in tree:
         for key, blocks in index.match(chain).items():
             assert blocks <= model.match(chain)[key]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**9))
+def test_long_prefixes_of_many_runs_agree_with_the_model(seed):
+    """Deep enough that the match leaps, over runs that were cut, branched off and dropped."""
+    rng = random.Random(seed)
+    tree = chains(rng, 6, 90)
+    index, model = PrefixIndex(), Model()
+    for _ in range(60):
+        key, chain = rng.randrange(5), rng.choice(tree)
+        if rng.random() < 0.8:
+            end = rng.randint(1, len(chain))
+            step = rng.choice((1, 3, 16))
+            for start in range(0, end, step):
+                stored = chain[start : min(end, start + step)]
+                index.store(key, stored, chain[start - 1] if start else None)
+            model.store(key, chain[:end], None)
+        else:
+            gone = rng.sample(chain, min(2, len(chain)))
+            index.remove(key, gone)
+            model.remove(key, gone)
+        probe = rng.choice(tree) + [-1] * rng.randrange(40)
+        assert index.match(probe) == model.match(probe)
+
+
+class CountedHash(int):
+    """A sequence hash that counts how often it was looked up."""
+
+    looked_up = 0
+
+    def __hash__(self):
+        CountedHash.looked_up += 1
+        return super().__hash__()
+
+
+def test_a_match_looks_at_few_blocks():
+    index, chain = PrefixIndex(), [CountedHash(number) for number in range(1, 4097)]
+    depths = {worker: 4096 >> worker for worker in range(6)}
+    for worker, depth in depths.items():
+        for start in range(0, depth, 4):
+            index.store(worker, chain[start : start + 4], chain[start - 1] if start else None)
+    unknown = [CountedHash(-number) for number in range(1, 1000)]
+    CountedHash.looked_up = 0
+    assert index.match(chain + unknown) == depths
+    assert CountedHash.looked_up < 100
+
+
+def test_a_block_that_is_known_at_another_depth_is_not_believed():
+    """Its worker lies or is broken; the others keep what they have of other prompts."""
+    index = PrefixIndex()
+    index.store(0, [1, 2, 3])
+    index.store(1, [9, 8, 7, 6, 5])
+    assert index.match([1, 5]) == index.match([1, 2, 3, 9, 9, 6]) == {}
+    assert index.match([1, 2, 3]) == {0: 3}

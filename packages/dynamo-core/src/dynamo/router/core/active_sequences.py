@@ -1,10 +1,13 @@
 """What one worker is busy with, from the moment a request is sent to it: booked load, corrected by what it publishes.
 
 A worker's own report comes a quarter of a second late, in which a router sends it hundreds of requests; so the router
-books what it sends. What a report holds beyond the booking is other routers' load, or output that has grown since.
+books what it sends, and what other routers say that they send (`dynamo.router.replica_sync`). What a report holds
+beyond the bookings is the load of routers that say nothing, or output that has grown since: nothing counts twice.
 """
 
 from __future__ import annotations
+
+from dynamo.router.core.held_prefixes import HeldPrefixes, Run
 
 __all__ = ["REPORT_LIFETIME_SECONDS", "ActiveSequences", "Booking"]
 
@@ -15,12 +18,15 @@ REPORT_LIFETIME_SECONDS = 15.0
 class Booking:
     """One request at one worker. All methods may be called at any time and more than once."""
 
-    __slots__ = ("_blocks", "_owner", "_prefill_tokens", "booked_at")
+    __slots__ = ("_held", "_owner", "_prefill_tokens", "_unnamed_blocks", "booked_at")
 
-    def __init__(self, owner: ActiveSequences, prefill_tokens: int, blocks: list[int], now: float) -> None:
+    def __init__(
+        self, owner: ActiveSequences, prefill_tokens: int, held: Run | None, unnamed_blocks: int, now: float
+    ) -> None:
         self._owner: ActiveSequences | None = owner
         self._prefill_tokens = prefill_tokens
-        self._blocks = blocks
+        self._held = held
+        self._unnamed_blocks = unnamed_blocks
         self.booked_at = now
 
     def prefill_done(self) -> None:
@@ -35,7 +41,7 @@ class Booking:
         if owner is not None:
             self.prefill_done()
             self._owner = None
-            owner.release(self, self._blocks)
+            owner.release(self, self._held, self._unnamed_blocks)
 
 
 class ActiveSequences:
@@ -48,7 +54,8 @@ class ActiveSequences:
         """A booking that is not ended within `lifetime_seconds` is dropped by :meth:`expire`."""
         self._lifetime = lifetime_seconds
         self._open: dict[Booking, None] = {}
-        self._blocks: dict[int, int] = {}
+        self._blocks = HeldPrefixes()
+        self._unnamed_blocks = 0
         self._booked_prefill_tokens = 0
         self._foreign_decode_blocks = 0
         self._reported_at: float | None = None
@@ -62,50 +69,29 @@ class ActiveSequences:
         """Requests that are booked."""
         return len(self._open)
 
-    def book(self, uncached_tokens: int, hashes: list[int], now: float) -> Booking:
-        """A request was sent: it has `uncached_tokens` to compute and its prompt is the blocks `hashes`."""
-        booking = Booking(self, uncached_tokens, hashes, now)
+    def book(self, uncached_tokens: int, hashes: list[int], now: float, *, unnamed_blocks: int = 0) -> Booking:
+        """A request was sent: it has `uncached_tokens` to compute and its prompt is the blocks `hashes`.
+
+        Of another router's request only the number of blocks that no other one holds is known: `unnamed_blocks`.
+        """
+        booking = Booking(self, uncached_tokens, self._blocks.add(hashes), unnamed_blocks, now)
+        self._unnamed_blocks += unnamed_blocks
         self._open[booking] = None
         self._booked_prefill_tokens += uncached_tokens
         self.prefill_tokens += uncached_tokens
-        blocks = self._blocks
-        for sequence_hash in hashes:
-            blocks[sequence_hash] = blocks.get(sequence_hash, 0) + 1
-        self.decode_blocks = len(blocks) + self._foreign_decode_blocks
+        self.decode_blocks = self._booked_blocks() + self._foreign_decode_blocks
         return booking
 
     def shared_blocks(self, hashes: list[int], likely: int) -> int:
-        """How many blocks of the prompt `hashes` the running requests hold; `likely` is tried first.
-
-        They hold whole prefixes, so the answer is found by bisection.
-        """
-        blocks = self._blocks
-        if not hashes or hashes[0] not in blocks:
-            return 0
-        low, high = 0, len(hashes)
-        if low < likely < high:
-            if hashes[likely] in blocks:
-                low = likely
-            elif hashes[likely - 1] in blocks:
-                return likely
-            else:
-                high = likely
-        elif likely >= high and hashes[-1] in blocks:
-            return high
-        while high - low > 1:
-            middle = (low + high) >> 1
-            if hashes[middle] in blocks:
-                low = middle
-            else:
-                high = middle
-        return high
+        """How many blocks of the prompt `hashes` the running requests hold; `likely` is tried first."""
+        return self._blocks.shared(hashes, likely)
 
     def correct(self, prefill_tokens: int, decode_blocks: int, now: float) -> None:
         """The worker published its load: what is beyond our own bookings counts from now on."""
         self._reported_at = now
         self.prefill_tokens = max(prefill_tokens, self._booked_prefill_tokens)
-        self._foreign_decode_blocks = max(0, decode_blocks - len(self._blocks))
-        self.decode_blocks = len(self._blocks) + self._foreign_decode_blocks
+        self._foreign_decode_blocks = max(0, decode_blocks - self._booked_blocks())
+        self.decode_blocks = self._booked_blocks() + self._foreign_decode_blocks
 
     def expire(self, now: float) -> None:
         """Drop the bookings that are too old, since their end was lost, and a report that is."""
@@ -124,14 +110,12 @@ class ActiveSequences:
         self._booked_prefill_tokens -= prefill_tokens
         self.prefill_tokens -= prefill_tokens
 
-    def release(self, booking: Booking, hashes: list[int]) -> None:
+    def release(self, booking: Booking, held: Run | None, unnamed_blocks: int) -> None:
         """Called by a booking, once."""
         del self._open[booking]
-        blocks = self._blocks
-        for sequence_hash in hashes:
-            count = blocks[sequence_hash]
-            if count == 1:
-                del blocks[sequence_hash]
-            else:
-                blocks[sequence_hash] = count - 1
-        self.decode_blocks = len(blocks) + self._foreign_decode_blocks
+        self._unnamed_blocks -= unnamed_blocks
+        self._blocks.remove(held)
+        self.decode_blocks = self._booked_blocks() + self._foreign_decode_blocks
+
+    def _booked_blocks(self) -> int:
+        return len(self._blocks) + self._unnamed_blocks

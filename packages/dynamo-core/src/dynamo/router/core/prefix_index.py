@@ -1,12 +1,13 @@
-"""Who holds which prefix: a flat map from sequence hash to a set of workers, searched by bisection.
+"""Who holds which prefix: a flat map from sequence hash to a set of workers, searched without looking at every block.
 
 A sequence hash names a block *and* everything before it, so the longest cached prefix of a prompt is the last of
 its hashes that a worker has, provided that each worker's set is **prefix-closed**: a block shows only while its
-parent does. Then, along a prompt, the sets only shrink, and where they change can be found by bisection: a prompt of
-n blocks with k different sets costs O(k log(n / k)) look-ups in place of n.
+parent does. Then, along a prompt, the sets only shrink, and the last block that anybody holds is found by bisection.
 
 Blocks that were stored one after the other and that the same workers hold share one *run*: the map leads from each of
-their hashes to it, and the set of workers is kept once. A run is cut where the sets begin to differ.
+their hashes to it, and the set of workers is kept once. A run is cut where the sets begin to differ. From the last
+run of a prompt we go back to where more workers join, by leaps: each run knows one far before it (E. Myers, "An
+applicative random-access stack", 1983). With n blocks in r runs and k different sets, that is O(log n + k log r).
 
 Engines evict leaves first, so a block that goes while its children stay is rare. Those children are kept aside as
 hidden blocks of that worker, and show again when their parent comes back.
@@ -39,13 +40,29 @@ _EVICTED_PART = 16
 class _Run:
     """Consecutive blocks with one set of workers. `parent` is the block before the first."""
 
-    __slots__ = ("hashes", "parent", "stored", "workers")
+    __slots__ = ("depth", "hashes", "leap", "level", "parent", "stored", "workers")
 
-    def __init__(self, workers: int, parent: int | None, hashes: list[int], stored: int) -> None:
+    def __init__(
+        self, workers: int, parent: int | None, hashes: list[int], stored: int, above: _Run | None, depth: int
+    ) -> None:
+        """`above` is the run of `parent`, and `depth` the number of blocks before the first."""
         self.workers = workers
         self.parent = parent
         self.hashes = hashes
         self.stored = stored
+        self.depth = depth
+        self.level = 0
+        """Runs before this one when it was made; how far its leap goes follows from that."""
+        self.leap: _Run = self
+        """A run before this one, so chosen that few leaps and steps lead from anywhere to any of them."""
+        if above is not None:
+            level, leap = above.level, above.leap
+            self.level = level + 1
+            self.leap = leap.leap if level - leap.level == leap.level - leap.leap.level else above
+
+
+#: Before the first run of every prompt; nobody's.
+_START = _Run(0, None, [], 0, None, 0)
 
 
 class PrefixIndex:
@@ -56,7 +73,7 @@ class PrefixIndex:
     """
 
     def __init__(self, max_blocks: int | None = None) -> None:
-        self._runs: dict[int, _Run] = {}
+        self._runs: dict[int | None, _Run] = {}
         self._below: dict[int | None, set[_Run]] = {}
         self._hidden: dict[int, HiddenBlocks] = {}
         self._counts: defaultdict[int, int] = defaultdict(int)
@@ -128,43 +145,27 @@ class PrefixIndex:
 
     def match(self, hashes: list[int]) -> dict[int, int]:
         """For each worker that holds any of it, how many blocks of the prefix `hashes` it holds."""
-        find = self._runs.get
-        last = len(hashes) - 1
-        run = find(hashes[0]) if last >= 0 else None
+        last, run = self._last_held(hashes)
         if run is None:
             return {}
-        members = self._members
-        found: dict[int, int] = {}
-        current, low = run.workers, 0
-        run = find(hashes[last])
-        # What was looked up to the right of `low`, where all of `current` are: nearest last.
-        right = [(last, run.workers if run is not None else 0)]
-        while right:
-            high, at_high = right.pop()
-            if at_high & current == current:
-                low = high
+        find, members = self._runs.get, self._members
+        current = run.workers
+        found = dict.fromkeys(self._members_of(current), last + 1)
+        while True:
+            # Back to the first of the runs that just these workers hold.
+            leap = run.leap
+            if leap.workers == current:
+                run = leap
                 continue
-            while high - low > 1:
-                middle = (low + high) >> 1
-                run = find(hashes[middle])
-                if run is None:
-                    high, at_high = middle, 0
-                    right.clear()
-                elif run.workers & current == current:
-                    low = middle
-                else:
-                    right.append((high, at_high))
-                    high, at_high = middle, run.workers
-            following = at_high & current
-            ended = current ^ following
-            for worker in members.get(ended) or self._members_of(ended):
-                found[worker] = high
-            if not following:
+            above = find(run.parent)
+            if above is None:
                 return found
-            current, low = following, high
-        for worker in self._members_of(current):
-            found[worker] = last + 1
-        return found
+            if above.workers != current:
+                joining = above.workers ^ current
+                for worker in members.get(joining) or self._members_of(joining):
+                    found[worker] = run.depth
+                current = above.workers
+            run = above
 
     def content(self) -> Iterator[tuple[int, list[int], int | None]]:
         """All blocks, as arguments of :meth:`store`, hidden ones last. Slow: for making another index."""
@@ -178,6 +179,25 @@ class PrefixIndex:
         for worker, hidden in self._hidden.items():
             for sequence_hash, parent in hidden:
                 yield worker, [sequence_hash], parent
+
+    def _last_held(self, hashes: list[int]) -> tuple[int, _Run | None]:
+        """Place and run of the last block of the prefix `hashes` that somebody holds; -1 and None where nobody does."""
+        runs = self._runs
+        if not hashes or hashes[0] not in runs:
+            return -1, None
+        low, high = 0, len(hashes)
+        middle = high - 1
+        while high - low > 1:
+            if hashes[middle] in runs:
+                low = middle
+            else:
+                high = middle
+            middle = (low + high) >> 1
+        run = runs[hashes[low]]
+        place = low - run.depth
+        if 0 <= place < len(run.hashes) and run.hashes[place] == hashes[low]:
+            return low, run
+        return -1, None  # somebody claimed to hold it behind another prefix
 
     def _hidden_of(self, worker: int) -> HiddenBlocks:
         hidden = self._hidden.get(worker)
@@ -208,7 +228,7 @@ class PrefixIndex:
             run = above
             run.stored = self._clock
         else:
-            run = _Run(bit, parent, [], self._clock)
+            run = _Run(bit, parent, [], self._clock, above or _START, _depth_behind(parent, above))
             self._link(run)
         before = len(self._runs)
         # One look-up per block, for asking and entering.
@@ -288,7 +308,7 @@ class PrefixIndex:
 
     def _cut(self, run: _Run, length: int) -> _Run:
         """Shorten `run` to `length` blocks; the new run of what follows."""
-        rest = _Run(run.workers, run.hashes[length - 1], run.hashes[length:], run.stored)
+        rest = _Run(run.workers, run.hashes[length - 1], run.hashes[length:], run.stored, run, run.depth + length)
         del run.hashes[length:]
         self._runs.update(dict.fromkeys(rest.hashes, rest))
         self._link(rest)
@@ -342,6 +362,14 @@ def _bits(workers: int) -> Iterator[int]:
         lowest = workers & -workers
         yield lowest.bit_length() - 1
         workers ^= lowest
+
+
+def _depth_behind(parent: int | None, above: _Run | None) -> int:
+    """Blocks up to `parent`, which is in the run `above`."""
+    if parent is None or above is None:
+        return 0
+    hashes = above.hashes
+    return above.depth + (len(hashes) if hashes[-1] == parent else hashes.index(parent) + 1)
 
 
 def _common(run: list[int], begin: int, hashes: list[int], start: int) -> int:

@@ -6,6 +6,7 @@ A belief ends after a while (`lifetime_seconds`) or when more was routed than th
 from __future__ import annotations
 
 import itertools
+from collections import deque
 
 __all__ = ["RoutedBlocks"]
 
@@ -26,9 +27,9 @@ class RoutedBlocks:
         """The worker gets a prompt of these blocks; which of the earlier ones it is believed to have dropped for it."""
         used_at = self._used_at
         # From the end of the prompt, so that a block never outlives those that it hangs on.
-        for sequence_hash in reversed(hashes):
-            used_at.pop(sequence_hash, None)
-            used_at[sequence_hash] = now
+        # Without a loop in Python, which for a prompt of 6,000 blocks took a millisecond.
+        deque(map(used_at.pop, hashes, itertools.repeat(None)), maxlen=0)
+        used_at.update(dict.fromkeys(reversed(hashes), now))
         surplus = len(used_at) - self._capacity if self._capacity else 0
         return self._drop(list(itertools.islice(used_at, max(0, surplus))))
 

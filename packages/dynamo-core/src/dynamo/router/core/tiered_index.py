@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from dynamo.router.core.prefix_index import PrefixIndex
 
-__all__ = ["TIERS", "TierMatch", "TieredIndex"]
+__all__ = ["NO_MATCH", "TIERS", "TierMatch", "TieredIndex"]
 
 #: Media of KV events, fastest first.
 TIERS = ("device", "host", "disk")
@@ -23,6 +23,11 @@ class TierMatch(NamedTuple):
     device: dict[int, int]
     host: dict[int, int]
     disk: dict[int, int]
+
+
+_NOTHING: dict[int, int] = {}
+#: Nobody holds anything.
+NO_MATCH = TierMatch(_NOTHING, _NOTHING, _NOTHING)
 
 
 class TieredIndex:

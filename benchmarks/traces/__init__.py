@@ -1,0 +1,1 @@
+"""Traces that are shipped, and the program that makes them."""
