@@ -7,12 +7,10 @@ from typing import ClassVar
 import pytest
 
 from dynamo.config import Settings, setting
-from dynamo.errors import ConfigError
 from dynamo.runtime.etcd.connection import EtcdConnection
 from dynamo.runtime.etcd.settings import EtcdSettings
 from dynamo.runtime.etcd.target import EtcdTarget
 from dynamo.runtime.remote_config import RemoteConfig
-from dynamo.testing.servers import EtcdServer
 
 WAIT_SECONDS = 20
 
@@ -49,17 +47,6 @@ class Seen:
     async def until(self, *expected):
         async with self._changed:
             await asyncio.wait_for(self._changed.wait_for(lambda: self.values[-1:] == [expected]), WAIT_SECONDS)
-
-
-@pytest.fixture
-def etcd():
-    pytest.importorskip("aetcd", reason='etcd needs aetcd: pip install "dynamo-core[etcd]"')
-    try:
-        server = EtcdServer()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with server:
-        yield server
 
 
 @pytest.fixture

@@ -273,6 +273,25 @@ async def test_the_death_of_the_engine_ends_the_worker_with_the_engines_reason(h
     await hosted.until(lambda: not hosted.client.instances())
 
 
+class MonitoredEngine(ScriptedEngine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dead = asyncio.Event()
+
+    async def failure(self) -> str:
+        await self.dead.wait()
+        return "killed while idle"
+
+
+async def test_an_idle_engine_that_knows_of_its_death_ends_the_worker(host):
+    hosted = await (await host(MonitoredEngine())).ready()
+    assert len(await hosted.outputs()) == 3
+    hosted.engine.dead.set()
+    with pytest.raises(EngineShutdown, match="killed while idle"):
+        await asyncio.wait_for(hosted.running, TIMEOUT)
+    assert hosted.engine.calls[-1] == "cleanup"
+
+
 async def test_an_engine_that_stops_because_the_worker_does_is_no_death(host):
     hosted = await (await host(ScriptedEngine(LLMEngineOutput([5]), asyncio.Event()), drain_grace_seconds=0)).ready()
     await anext(hosted.ask())

@@ -149,13 +149,12 @@ class ReferenceEngine:
 
     async def load_lora(self, name: str, path: str) -> None:
         """Load an adapter in PEFT's layout; see LoraHost."""
-        await self._running().loras.load(name, Path(path))
+        await self._running().loras.load_from(name, Path(path))
 
     async def unload_lora(self, name: str) -> None:
         """Forget an adapter once no request uses it, and the KV blocks it left in the cache; see LoraHost."""
         running = self._running()
-        await running.loras.unload(name)
-        await running.thread.call(lambda core: core.pool.forget_lora(name))
+        await running.loras.unload(name, lambda _: running.thread.call(lambda core: core.pool.forget_lora(name)))
 
     def loras(self) -> Sequence[str]:
         """Adapters that requests may name."""
@@ -271,6 +270,6 @@ async def _load_initial_lora(loras: LoraRegistry, item: str) -> None:
     if not (name and separator and path):
         raise ConfigError(f"--lora {item!r} is not NAME=PATH", param="lora")
     try:
-        await loras.load(name, Path(path))
+        await loras.load_from(name, Path(path))
     except InvalidRequest as error:
         raise ConfigError(error.message, param="lora", hint=error.hint) from error

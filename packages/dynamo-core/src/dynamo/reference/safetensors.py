@@ -48,6 +48,10 @@ class TensorFile:
         """Tensors in the file."""
         return list(self._entries)
 
+    def shape(self, name: str) -> list[int]:
+        """The shape that the header states for tensor `name`."""
+        return list(self._entries[name].shape)
+
     def read(self, name: str) -> npt.NDArray[np.float32]:
         """Tensor `name` as float32, in the shape that the header states.
 

@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from dynamo.runtime.settings import RuntimeSettings
 from dynamo.runtime.telemetry import configure_logging
 from dynamo.runtime.tracing import Tracing, create_tracing
 
-__all__ = ["EXIT_CONFIG", "DistributedRuntime", "run_process"]
+__all__ = ["EXIT_CONFIG", "DistributedRuntime", "config_errors_end_the_process", "plane_secret", "run_process"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +131,16 @@ class DistributedRuntime:
         self.health.require("endpoints", lambda: None if self._records else "withdrawn")
         self._records = [known for known in self._records if known.address != record.address] + [record]
 
+    async def announce_publisher(self, address: EndpointAddress) -> None:
+        """Let others know that this process publishes events, although it serves no request at `address`.
+
+        Raises:
+            DiscoveryError: the announcement failed.
+        """
+        await self.announce(
+            InstanceRecord(*address, instance_id=self.instance_id, transports=dict(self._event_transports))
+        )
+
     async def withdraw(self) -> None:
         """Take this process out of discovery: no new requests are routed to it."""
         records, self._records = self._records, []
@@ -189,6 +199,16 @@ class DistributedRuntime:
         return self._plane_server
 
 
+@contextlib.contextmanager
+def config_errors_end_the_process() -> Iterator[None]:
+    """Around what reads a command line: an error is printed without a traceback, and the exit status is EXIT_CONFIG."""
+    try:
+        yield
+    except DynamoError as error:
+        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(EXIT_CONFIG)
+
+
 def run_process(
     settings: RuntimeSettings, body: Callable[[DistributedRuntime], Awaitable[None]], service: str = "dynamo"
 ) -> None:
@@ -235,7 +255,7 @@ def _event_options(settings: RuntimeSettings) -> EventPlaneOptions:
     return EventPlaneOptions(
         namespace=settings.namespace,
         host="127.0.0.1" if settings.tcp_host == "unix" else settings.tcp_host,
-        secret=_plane_secret(settings),
+        secret=plane_secret(settings),
         insecure=settings.insecure_planes,
         state_directory=settings.state_directory() / "planes",
         broker=settings.broker_options(),
@@ -247,7 +267,7 @@ def _plane_options(settings: RuntimeSettings) -> PlaneOptions:
     return PlaneOptions(
         host=settings.tcp_host,
         port=settings.tcp_port,
-        secret=_plane_secret(settings),
+        secret=plane_secret(settings),
         insecure=settings.insecure_planes,
         state_directory=settings.state_directory() / "planes",
         namespace=settings.namespace,
@@ -263,7 +283,12 @@ def _fallback_plane(settings: RuntimeSettings) -> str:
     return settings.request_plane_fallback
 
 
-def _plane_secret(settings: RuntimeSettings) -> bytes:
+def plane_secret(settings: RuntimeSettings) -> bytes:
+    """The secret that this deployment's processes share; empty when there is none.
+
+    Raises:
+        ConfigError: its file cannot be read, or is empty.
+    """
     if not settings.plane_secret_file:
         return settings.plane_secret.encode()
     hint = "check --plane-secret-file or DYN_PLANE_SECRET_FILE"

@@ -12,7 +12,8 @@ import sys
 from typing import Any
 
 import msgspec
-from prometheus_client import CollectorRegistry, exposition
+from prometheus_client import exposition
+from prometheus_client.registry import Collector
 
 __all__ = ["METRICS_CONTENT_TYPE", "configure_logging", "render_metrics"]
 
@@ -49,6 +50,6 @@ def configure_logging(level: str, log_format: str) -> None:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
-def render_metrics(registry: CollectorRegistry) -> bytes:
-    """The registry in Prometheus' text format."""
+def render_metrics(registry: Collector) -> bytes:
+    """The registry, or whatever else has metrics, in Prometheus' text format."""
     return exposition.generate_latest(registry)

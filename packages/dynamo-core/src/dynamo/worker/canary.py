@@ -18,6 +18,7 @@ from dynamo.protocols.llm import (
     pack_token_ids,
 )
 from dynamo.runtime.context import Context
+from dynamo.runtime.tasks import within
 
 __all__ = ["Canary"]
 
@@ -59,7 +60,7 @@ class Canary:
     async def _try(self) -> None:
         context = Context(f"canary-{uuid.uuid4().hex}")
         try:
-            await asyncio.wait_for(self._ask(context), self._timeout)
+            await within(self._timeout, self._ask(context))
         except asyncio.TimeoutError:
             self._failed(f"the engine did not answer a canary request within {self._timeout:g} s")
         except DynamoError as error:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from dynamo.config import settings_from_flags, settings_options
-from dynamo.errors import DynamoError
 from dynamo.plugins import plugins
 from dynamo.protocols.engine import EngineOptions
-from dynamo.runtime.distributed import EXIT_CONFIG, DistributedRuntime, run_process
+from dynamo.runtime.distributed import DistributedRuntime, config_errors_end_the_process, run_process
+from dynamo.runtime.garbage import collect_seldom
 from dynamo.runtime.settings import RuntimeSettings
 from dynamo.worker.host import Worker
 from dynamo.worker.models import is_model_id, resolve_model
@@ -41,7 +40,7 @@ def run(backend: str | None, argv: Sequence[str] | None) -> None:
 
 
 def _serve(backend: str, engine_args: Sequence[str], flags: dict[str, Any]) -> None:
-    try:
+    with config_errors_end_the_process():
         runtime_settings = settings_from_flags(RuntimeSettings, flags)
         settings = settings_from_flags(WorkerSettings, flags)
         factory = plugins().engines.get(backend)
@@ -53,12 +52,9 @@ def _serve(backend: str, engine_args: Sequence[str], flags: dict[str, Any]) -> N
                 argv=tuple(engine_args),
             )
         )
-    except DynamoError as error:
-        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(EXIT_CONFIG)
 
     async def body(runtime: DistributedRuntime) -> None:
-        await Worker(engine, backend, settings, runtime).run()
+        await Worker(engine, backend, settings, runtime, on_ready=collect_seldom).run()
 
     run_process(runtime_settings, body, f"dynamo-worker-{backend}")
 

@@ -5,23 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from dynamo.errors import Cancelled, ConfigError, EngineShutdown, Overloaded, StreamIncomplete
+import msgspec
+
+from dynamo.errors import Cancelled, ConfigError, Draining, EngineShutdown, Overloaded, StreamIncomplete
 from dynamo.preprocessor.artifacts import collect
 from dynamo.protocols.addressing import EndpointAddress
 from dynamo.protocols.context import RequestContext
-from dynamo.protocols.engine import EngineConfig, KvEventSource, LLMEngine, LoadSource
+from dynamo.protocols.discovery import InstanceRecord
+from dynamo.protocols.engine import EngineConfig, EngineMonitor, KvEventSource, LLMEngine, LoadSource, LoraHost
 from dynamo.protocols.kv_events import KV_EVENTS_SUBJECT, KV_SNAPSHOT_ENDPOINT, KvSnapshotRequest
 from dynamo.protocols.llm import LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.model_card import ARTIFACTS_ENDPOINT, ArtifactRequest, ModelDeploymentCard, ModelType
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.server import closing, iterator_handler
+from dynamo.runtime.system_access import system_access
 from dynamo.worker.artifacts import ArtifactServer
 from dynamo.worker.canary import Canary
 from dynamo.worker.kv_publisher import KvEventPublisher
 from dynamo.worker.load_publisher import publish_load
+from dynamo.worker.lora_pages import LoraPages
+from dynamo.worker.loras import LoraAdapters
 from dynamo.worker.metrics import WorkerMetrics
 from dynamo.worker.settings import WorkerSettings
 
@@ -33,11 +39,20 @@ logger = logging.getLogger(__name__)
 class Worker:
     """One engine on one endpoint, from start to drained."""
 
-    def __init__(self, engine: LLMEngine, backend: str, settings: WorkerSettings, runtime: DistributedRuntime) -> None:
+    def __init__(
+        self,
+        engine: LLMEngine,
+        backend: str,
+        settings: WorkerSettings,
+        runtime: DistributedRuntime,
+        *,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
         self._engine = engine
         self._backend = backend
         self._settings = settings
         self._runtime = runtime
+        self._on_ready = on_ready
         # Made before the engine loads: a wrong name must not cost the minutes that a large model takes.
         self._address = EndpointAddress.of(runtime.settings.namespace, settings.component, settings.endpoint)
         self._ready = False
@@ -47,6 +62,8 @@ class Worker:
         self._running = 0
         self._last_output = time.monotonic()
         self._canary: Canary | None = None
+        self._loras: LoraAdapters | None = None
+        self._lora_pages: LoraPages | None = None
 
     async def run(self) -> None:
         """Start, serve until the runtime stops, drain.
@@ -62,9 +79,12 @@ class Worker:
             config = await self._start_or_stop()
             if config is None:
                 return
+            self._on_ready()
             await self._announce(config)
             self._ready = True
             self._start_canary(config)
+            if isinstance(self._engine, EngineMonitor):
+                self._spawn(self._end_with(self._engine))
             logger.info(
                 "worker %s of %r is ready after %.1f s", self._backend, config.model, time.monotonic() - started
             )
@@ -72,6 +92,8 @@ class Worker:
             await self._drain()
         finally:
             self._ready = False
+            if self._lora_pages is not None:
+                await self._lora_pages.close()
             for task in list(self._background):
                 task.cancel()
             await asyncio.gather(*self._background, return_exceptions=True)
@@ -86,6 +108,9 @@ class Worker:
             raise Cancelled(f"request {request.request_id} was cancelled before it began")
         if self._running >= self._settings.engine_request_limit:
             raise Overloaded(f"this worker has {self._running} requests, its limit", retry_after_seconds=1)
+        if request.lora is not None and self._loras is not None and not self._loras.holds(request.lora):
+            # Frontends hear of an unloaded adapter a moment later; till then another worker may have it.
+            raise Draining(f"LoRA {request.lora!r} is not loaded at this worker any more", param="model")
         context.on_cancel(lambda: self._abort(request.request_id))
         finished = produced = False
         self._running += 1
@@ -128,12 +153,50 @@ class Worker:
     async def _announce(self, config: EngineConfig) -> None:
         runtime, settings = self._runtime, self._settings
         card = await asyncio.to_thread(model_card, config, self._backend, settings)
+        await self._load_loras(config, card)
         if config.model_directory is not None:
             files = ArtifactServer(config.model_directory, card.artifacts)
             artifacts = EndpointAddress.of(runtime.settings.namespace, settings.component, ARTIFACTS_ENDPOINT)
             await runtime.serve_endpoint(artifacts, iterator_handler(files.serve, ArtifactRequest), announce=False)
         await self._publish(config)
-        await runtime.serve_endpoint(self._address, iterator_handler(self.generate, PreprocessedRequest), card=card)
+        record = await runtime.serve_endpoint(
+            self._address, iterator_handler(self.generate, PreprocessedRequest), card=card
+        )
+        if self._loras is not None:
+            self._open_loras(self._loras, record, card)
+
+    async def _load_loras(self, config: EngineConfig, card: ModelDeploymentCard) -> None:
+        """Load the configured adapters into the engine, and enter all that it has in the card."""
+        engine = self._engine
+        if not (config.capabilities.lora and isinstance(engine, LoraHost)):
+            if self._settings.lora_modules:
+                raise ConfigError(
+                    f"engine {self._backend} takes no LoRA adapters, or not with these flags",
+                    param="lora_modules",
+                    hint="vLLM needs --enable-lora",
+                )
+            return
+        loras = LoraAdapters(engine, self._settings, (card.model, *card.aliases))
+        await loras.load_configured()
+        card.loras = loras.names()
+        self._loras = loras
+
+    def _open_loras(self, loras: LoraAdapters, record: InstanceRecord, card: ModelDeploymentCard) -> None:
+        """Let adapters come and go from now on, where that is allowed."""
+        runtime = self._runtime
+        loras.publish_with(lambda names: self._publish_loras(record, card, names))
+        if self._settings.lora_enabled and runtime.system_server is not None:
+            self._lora_pages = LoraPages(loras, system_access(runtime.settings))
+            self._lora_pages.install(runtime.system_server)
+        elif self._settings.lora_enabled:
+            logger.warning("adapters cannot be loaded at run time: there is no system port, see --system-port")
+
+    async def _publish_loras(self, record: InstanceRecord, card: ModelDeploymentCard, names: list[str]) -> None:
+        if self._runtime.stopping.is_set():
+            raise Draining("this worker is going down")
+        await self._runtime.announce(msgspec.structs.replace(record, card=msgspec.structs.replace(card, loras=names)))
+        if self._runtime.stopping.is_set():
+            await self._runtime.withdraw()  # a drain that began meanwhile has not seen this record
 
     async def _publish(self, config: EngineConfig) -> None:
         """Publish KV events and load, as far as the engine has them and there is an event plane."""
@@ -185,6 +248,9 @@ class Worker:
 
     def _abort(self, request_id: str) -> None:
         self._spawn(self._engine.abort(request_id))
+
+    async def _end_with(self, engine: EngineMonitor) -> None:
+        self._engine_died(EngineShutdown(await engine.failure()))
 
     def _engine_died(self, error: EngineShutdown) -> None:
         if self._death is None and not self._runtime.stopping.is_set():

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from prometheus_client import Counter
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dynamo.protocols.addressing import format_instance_id
-from dynamo.protocols.engine import LLMEngine, LoadSource
+from dynamo.protocols.engine import LLMEngine, LoadSource, MetricsSource
 from dynamo.protocols.llm import LLMEngineOutput
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.worker.settings import WorkerSettings
@@ -41,6 +41,8 @@ class WorkerMetrics:
         ).labels(*labels)
         if isinstance(engine, LoadSource):
             registry.register(_LoadCollector(engine, labels))
+        if isinstance(engine, MetricsSource):
+            registry.register(_EngineCollector(engine, dict(zip(_LABELS, labels, strict=True))))
 
     def count_output(self, output: LLMEngineOutput) -> None:
         """One output left the engine."""
@@ -68,11 +70,38 @@ class _LoadCollector(Collector):
         self._engine = engine
         self._labels = labels
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
+    _COUNTERS = (
+        ("prefix_cache_queried_tokens", "Prompt tokens that were looked up in the prefix cache."),
+        ("prefix_cache_hit_tokens", "Prompt tokens that were found in the prefix cache."),
+    )
+
+    def collect(self) -> Iterable[Metric]:
         """Called by the registry at each scrape."""
         loads = list(self._engine.load())
+        if any(load.prefix_cache_queried_tokens for load in loads):
+            for name, text in self._COUNTERS:
+                counter = CounterMetricFamily(f"dynamo_component_{name}", text, labels=[*_LABELS, "dp_rank"])
+                for load in loads:
+                    counter.add_metric([*self._labels, str(load.dp_rank)], getattr(load, name))
+                yield counter
         for name, text in self._GAUGES:
             family = GaugeMetricFamily(f"dynamo_component_{name}", text, labels=[*_LABELS, "dp_rank"])
             for load in loads:
                 family.add_metric([*self._labels, str(load.dp_rank)], getattr(load, name))
             yield family
+
+
+class _EngineCollector(Collector):
+    """The engine's own metrics, with the worker's labels beside the engine's."""
+
+    def __init__(self, engine: MetricsSource, labels: dict[str, str]) -> None:
+        self._engine = engine
+        self._labels = labels
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by the registry at each scrape."""
+        for family in self._engine.metrics():
+            metric = Metric(family.name, family.documentation, family.type)
+            for sample in family.samples:
+                metric.add_sample(sample.name, {**sample.labels, **self._labels}, sample.value)
+            yield metric

@@ -35,6 +35,16 @@ class WorkerSettings(Settings):
     """How frontends read tool calls out of this model's text; empty: as the engine says."""
     reasoning_parser: str = setting("", env=("DYN_REASONING_PARSER",), flags=("--dyn-reasoning-parser",))
     """How frontends read reasoning out of this model's text; empty: as the engine says."""
+    lora_modules: list[str] = setting([], env=("DYN_LORA_MODULES",))
+    """LoRA adapter to load at the start, as NAME=DIRECTORY; may be given several times."""
+    lora_enabled: bool = setting(False, env=("DYN_LORA_ENABLED",))
+    """Let adapters be loaded and unloaded while the worker runs: /v1/loras on the system port."""
+    lora_path: str = setting("~/.cache/dynamo_loras", env=("DYN_LORA_PATH",))
+    """Directory below which adapters must lie to be loaded at run time."""
+    lora_limit: int = setting(64, env=("DYN_LORA_LIMIT",), ge=1, le=256)
+    """Adapters that may be loaded at once."""
+    lora_size_limit_mib: int = setting(4096, env=("DYN_LORA_SIZE_LIMIT_MIB",), ge=1)
+    """Largest adapter that is loaded."""
     engine_request_limit: int = setting(4096, env=("DYN_ENGINE_REQUEST_LIMIT",), ge=1)
     """Requests that may be in the engine at once; beyond it they are refused and tried elsewhere."""
     canary_interval_seconds: float = setting(0.0, env=("DYN_CANARY_INTERVAL_SECONDS",), ge=0)

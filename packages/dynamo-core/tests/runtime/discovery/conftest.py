@@ -6,13 +6,11 @@ import itertools
 
 import pytest
 
-from dynamo.errors import ConfigError
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.runtime.discovery.etcd import EtcdDiscovery
 from dynamo.runtime.discovery.file import FileDiscovery
 from dynamo.runtime.discovery.memory import MemoryDiscovery
 from dynamo.runtime.etcd.settings import EtcdSettings
-from dynamo.testing.servers import EtcdServer
 
 WAIT_SECONDS = 20
 _urls = itertools.count()
@@ -80,18 +78,6 @@ async def file_discovery(tmp_path):
             return discovery
 
         yield make
-
-
-@pytest.fixture(scope="session")
-def etcd_server():
-    """One etcd for all tests that leave it running, and empty."""
-    pytest.importorskip("aetcd", reason='etcd needs aetcd: pip install "dynamo-core[etcd]"')
-    try:
-        server = EtcdServer()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with server:
-        yield server
 
 
 @pytest.fixture

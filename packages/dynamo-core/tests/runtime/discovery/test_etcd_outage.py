@@ -13,12 +13,11 @@ import sys
 
 import pytest
 
-from dynamo.errors import ConfigError, DiscoveryError
+from dynamo.errors import DiscoveryError
 from dynamo.runtime.discovery.etcd_records import namespace_prefix
 from dynamo.runtime.etcd.connection import EtcdConnection
 from dynamo.runtime.etcd.settings import EtcdSettings
 from dynamo.runtime.etcd.target import EtcdTarget
-from dynamo.testing.servers import EtcdServer
 
 pytestmark = pytest.mark.e2e
 
@@ -40,18 +39,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture
-def etcd():
-    """An etcd for one test to ill-treat."""
-    pytest.importorskip("aetcd", reason='etcd needs aetcd: pip install "dynamo-core[etcd]"')
-    try:
-        server = EtcdServer()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with server:
-        yield server
 
 
 @pytest.fixture

@@ -6,32 +6,12 @@ import subprocess
 
 import pytest
 
-from dynamo.errors import ConfigError, DiscoveryError
+from dynamo.errors import DiscoveryError
 from dynamo.runtime.etcd.connection import EtcdConnection
 from dynamo.runtime.etcd.settings import EtcdSettings
 from dynamo.runtime.etcd.target import EtcdTarget
-from dynamo.testing.servers import EtcdServer
 
 WAIT_SECONDS = 20
-
-
-@pytest.fixture
-def start_etcd():
-    servers = []
-
-    def start(**options):
-        pytest.importorskip("aetcd", reason='etcd needs aetcd: pip install "dynamo-core[etcd]"')
-        try:
-            server = EtcdServer(**options)
-        except ConfigError as error:
-            pytest.skip(str(error))
-        servers.append(server)
-        server.start()
-        return server
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 async def add_users(port):

@@ -5,8 +5,18 @@ answers when it can. There is no task, no queue and no header dictionary copy pe
 a streamed token at a few microseconds. Input is hostile: head, body, pipelining and idle time are bounded.
 """
 
+from dynamo.runtime.http.body import BodyStream
 from dynamo.runtime.http.exchange import Exchange
 from dynamo.runtime.http.limits import HttpLimits
+from dynamo.runtime.http.local import LocalExchange, LocalResponse
 from dynamo.runtime.http.server import HttpServer, RouteHandler
 
-__all__ = ["Exchange", "HttpLimits", "HttpServer", "RouteHandler"]
+__all__ = [
+    "BodyStream",
+    "Exchange",
+    "HttpLimits",
+    "HttpServer",
+    "LocalExchange",
+    "LocalResponse",
+    "RouteHandler",
+]

@@ -12,6 +12,8 @@ from urllib.parse import unquote
 import httptools
 
 from dynamo.errors import DynamoError, InvalidRequest, RequestTooLarge
+from dynamo.runtime.http.body import BodyStream
+from dynamo.runtime.http.deadline import Deadline
 from dynamo.runtime.http.exchange import Exchange
 from dynamo.runtime.http.limits import HttpLimits
 
@@ -19,6 +21,8 @@ __all__ = ["HttpConnection", "HttpHost"]
 
 #: How long a refused client may go on sending before the connection is cut.
 _LINGER_SECONDS = 5.0
+#: A streamed body must bring this much within every read timeout: a 256 MiB file may take long, but not forever.
+_LEAST_PROGRESS_BYTES = 32 << 10
 
 
 class HttpHost(Protocol):
@@ -43,8 +47,12 @@ class HttpHost(Protocol):
         """Largest body in bytes for `path`."""
         ...
 
+    def streams_body(self, method: str, path: str) -> bool:
+        """Whether the handler wants the body in pieces."""
+        ...
+
     def dispatch(self, exchange: Exchange) -> None:
-        """Serve one whole request."""
+        """Serve one request: a whole one, or one whose body is streamed."""
         ...
 
 
@@ -74,12 +82,13 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._chunks: list[bytes] = []
         self._body_bytes = 0
+        self._timed_bytes = 0
         self._head_bytes = 0
         self._header_bytes = 0
         self._in_head = True
         self._current: Exchange | None = None
         self._waiting: deque[Exchange] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(self._loop, self._timed_out)
         self._refused = False
         self.peer = "?"
 
@@ -105,7 +114,7 @@ class HttpConnection(asyncio.Protocol):
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         name = transport.get_extra_info("peername")
         self.peer = str(name[0]) if isinstance(name, tuple) and name else "local"
-        self._set_timer(self._server.limits.idle_timeout_seconds)
+        self._deadline.set(self._server.limits.idle_timeout_seconds)
 
     def data_received(self, data: bytes) -> None:
         """Transport callback."""
@@ -131,7 +140,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Transport callback."""
         self._server.connections.discard(self)
-        self._set_timer(None)
+        self._deadline.close()
         self._transport = None
         self._waiting.clear()
         current, self._current = self._current, None
@@ -155,8 +164,8 @@ class HttpConnection(asyncio.Protocol):
         self._incoming = Exchange(self)
         self._url = b""
         self._chunks = []
-        self._body_bytes = 0
-        self._set_timer(self._server.limits.read_timeout_seconds)
+        self._body_bytes = self._timed_bytes = 0
+        self._deadline.set(self._server.limits.read_timeout_seconds)
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
@@ -178,7 +187,7 @@ class HttpConnection(asyncio.Protocol):
         self._in_head = False
         exchange.method = self._parser.get_method().decode("ascii")
         exchange.head_only = exchange.method == "HEAD"
-        exchange.keep_alive = self._parser.should_keep_alive() and "upgrade" not in exchange.headers
+        exchange.keep_alive = self._may_keep_alive(exchange)
         target = httptools.parse_url(self._url)
         exchange.path = unquote((target.path or b"/").decode("latin-1"))
         exchange.query = (target.query or b"").decode("latin-1")
@@ -187,24 +196,41 @@ class HttpConnection(asyncio.Protocol):
             raise RequestTooLarge(self._too_large(exchange.path))
         if exchange.headers.get("expect", "").lower() == "100-continue":
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self._server.streams_body(exchange.method, exchange.path):
+            exchange.body_stream = BodyStream(self._pause_reading, self._resume_reading)
+            exchange.keep_alive = False  # for an answer that does not wait for the whole body
+            self._take(exchange)
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
         self._body_bytes += len(body)
-        path = cast("Exchange", self._incoming).path
-        if self._body_bytes > self._server.body_limit(path):
-            raise RequestTooLarge(self._too_large(path))
-        self._chunks.append(body)
+        exchange = cast("Exchange", self._incoming)
+        if self._body_bytes > self._server.body_limit(exchange.path):
+            raise RequestTooLarge(self._too_large(exchange.path))
+        if exchange.body_stream is None:
+            self._chunks.append(body)
+        elif not exchange.responded:
+            exchange.body_stream.feed(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole: serve it, or let it wait for its turn."""
+        """The request is whole: serve it, or let it wait for its turn, unless that was done when its body began."""
         exchange = cast("Exchange", self._incoming)
         exchange.body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []
         self._incoming = None
         self._in_head = True
         self._head_bytes = self._header_bytes = 0
-        self._set_timer(None)
+        self._deadline.clear()
+        if exchange.body_stream is not None:
+            exchange.keep_alive = self._may_keep_alive(exchange) and not self._server.draining
+            exchange.body_stream.end()
+        else:
+            self._take(exchange)
+
+    def _may_keep_alive(self, exchange: Exchange) -> bool:
+        return self._parser.should_keep_alive() and "upgrade" not in exchange.headers
+
+    def _take(self, exchange: Exchange) -> None:
         if self._current is None:
             self._serve(exchange)
         elif len(self._waiting) < self._server.limits.pipelined_requests:
@@ -224,6 +250,11 @@ class HttpConnection(asyncio.Protocol):
         if self._current is not exchange:
             return
         self._current = None
+        if self._incoming is exchange and exchange.body_stream is not None:
+            # Answered before its body was whole: what is left of that would be taken for the next request.
+            self._refused = True
+            self._resume_reading()
+            exchange.body_stream.lose()
         if self._refused:
             self._linger()
         elif not exchange.keep_alive:
@@ -233,7 +264,7 @@ class HttpConnection(asyncio.Protocol):
             # Not a direct call: a client that pipelines thousands of requests must not deepen the stack.
             self._loop.call_soon(self._serve_next)
         elif self._incoming is None:
-            self._set_timer(self._server.limits.idle_timeout_seconds)
+            self._deadline.set(self._server.limits.idle_timeout_seconds)
 
     def abort(self) -> None:
         """Drop the connection now."""
@@ -248,7 +279,7 @@ class HttpConnection(asyncio.Protocol):
         """
         if self._transport is not None and self._transport.can_write_eof():
             self._transport.write_eof()
-            self._set_timer(_LINGER_SECONDS)
+            self._deadline.set(_LINGER_SECONDS)
         elif self._transport is not None:
             self._transport.close()
 
@@ -264,7 +295,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _refuse(self, error: DynamoError) -> None:
         self._refused = True
-        if self._current is None:
+        if self._current is None or (self._current is self._incoming and not self._current.responded):
             exchange = self._incoming or Exchange(self)
             exchange.keep_alive = False
             self._current = exchange
@@ -279,15 +310,26 @@ class HttpConnection(asyncio.Protocol):
     def _too_large(self, path: str) -> str:
         return f"request body above the limit of {self._server.body_limit(path)} bytes"
 
-    def _set_timer(self, seconds: float | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if seconds is not None:
-            self._timer = self._loop.call_later(seconds, self._timed_out)
+    def _body_goes_on(self) -> bool:
+        """Whether a streamed body has come forward since the last look, or waits for its handler."""
+        stream = self._incoming.body_stream if self._incoming is not None else None
+        if stream is None:
+            return False
+        progress, self._timed_bytes = self._body_bytes - self._timed_bytes, self._body_bytes
+        return stream.paused or progress >= _LEAST_PROGRESS_BYTES
+
+    def _pause_reading(self) -> None:
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
 
     def _timed_out(self) -> None:
-        if self._incoming is not None and self._current is None:
+        if self._body_goes_on():
+            self._deadline.set(self._server.limits.read_timeout_seconds)
+        elif self._incoming is not None and self._current in (None, self._incoming):
             self._refuse(_ReadTimeout("the request did not arrive in time"))
         else:
             self.abort()

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import msgspec
 
 from dynamo.errors import DynamoError
+from dynamo.runtime.http.body import BodyStream
 
 __all__ = ["Exchange", "ExchangeConnection"]
 
@@ -46,6 +47,7 @@ class Exchange:
         "_disconnect",
         "_writable",
         "body",
+        "body_stream",
         "disconnected",
         "extra_head",
         "head_only",
@@ -68,6 +70,8 @@ class Exchange:
         self.query = ""
         self.headers: dict[str, str] = {}
         self.body = b""
+        self.body_stream: BodyStream | None = None
+        """The body of routes that take it in pieces, in place of `body`."""
         self.response_headers: dict[str, str] = {}
         """Added to the response, whoever makes it; names in lower case."""
         self.params: str = ""
@@ -151,6 +155,8 @@ class Exchange:
     def lose(self) -> None:
         """The client is gone."""
         self.disconnected = True
+        if self.body_stream is not None:
+            self.body_stream.lose()
         callback, self._disconnect = self._disconnect, None
         if callback is not None:
             callback()

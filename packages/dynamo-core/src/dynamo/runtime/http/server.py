@@ -44,15 +44,19 @@ class HttpServer:
         """Path to its own body limit in bytes, where it differs."""
         self._routes: dict[str, dict[str, RouteHandler]] = {}
         self._patterns: list[tuple[str, str, str, RouteHandler]] = []
+        self._streamed_bodies: set[tuple[str, str]] = set()
         self._server: asyncio.AbstractServer | None = None
         self.port = 0
         self.draining = False
 
-    def route(self, method: str, path: str, handler: RouteHandler) -> None:
+    def route(self, method: str, path: str, handler: RouteHandler, *, streams_body: bool = False) -> None:
         """Serve `method` on `path`, in which one ``*`` stands for anything, as `Exchange.params`.
 
-        ``/models/*/ready`` goes before ``/models/*``, in whatever order they are given.
+        ``/models/*/ready`` goes before ``/models/*``, in whatever order they are given. With `streams_body` the
+        handler of a path without ``*`` is called when the head is there, and reads `Exchange.body_stream`.
         """
+        if streams_body:
+            self._streamed_bodies.add((method, path))
         prefix, star, suffix = path.partition("*")
         if star:
             self._patterns.append((method, prefix, suffix, handler))
@@ -114,6 +118,10 @@ class HttpServer:
     def body_limit(self, path: str) -> int:
         """Largest body in bytes for `path`."""
         return self.body_limits.get(path, self.limits.body_bytes)
+
+    def streams_body(self, method: str, path: str) -> bool:
+        """Whether the handler wants the body in pieces."""
+        return (method, path) in self._streamed_bodies
 
     def _handler(self, exchange: Exchange) -> RouteHandler:
         method = "GET" if exchange.method == "HEAD" else exchange.method

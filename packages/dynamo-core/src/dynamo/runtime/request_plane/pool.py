@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import abc
-import asyncio
-from collections.abc import Coroutine
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.planes import PlaneOptions, PlaneServer, PlaneStream, ResponseSink
 from dynamo.runtime.request_plane.client import ClientConnection
+from dynamo.runtime.tasks import Tasks
 
 __all__ = ["ConnectionPool"]
 
@@ -25,7 +24,7 @@ class ConnectionPool(abc.ABC):
         self.options = options
         self._servers: list[PlaneServer] = []
         self._clients: dict[str, ClientConnection] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     async def serve(self, instance_id: int) -> PlaneServer:
         """Start listening; see `dynamo.protocols.planes.RequestPlane.serve`."""
@@ -47,13 +46,12 @@ class ConnectionPool(abc.ABC):
             # Workers come back on other ports: without this the lost connections of months would pile up.
             self._clients = {peer: known for peer, known in self._clients.items() if known.alive}
             connection = self._clients[address] = ClientConnection(self.options, address)
-            self._run(self._connect(connection))
+            self._tasks.spawn(self._connect(connection))
         return connection.open_stream(f"{instance.component}.{instance.endpoint}", payload, sink, context)
 
     async def close(self) -> None:
         """Close both sides."""
-        for task in list(self._tasks):
-            task.cancel()
+        await self._tasks.cancel()
         for connection in self._clients.values():
             connection.close()
         self._clients.clear()
@@ -68,8 +66,3 @@ class ConnectionPool(abc.ABC):
     @abc.abstractmethod
     async def _connect(self, connection: ClientConnection) -> None:
         """Give `connection` a transport, or close it with the reason."""
-
-    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
