@@ -19,10 +19,12 @@ CANDIDATE = {
     "cost_blocks": 9.5,
     "overlap_blocks": 4,
     "new_blocks": 5,
+    "uncached_tokens": 36,
     "active_prefill_tokens": 0,
     "active_decode_blocks": 3,
     "active_requests": 1,
     "block_size_tokens": 16,
+    "predicted_ttft_seconds": 0.25,
 }
 DECISION = {
     "request_id": "chatcmpl-1",
@@ -33,10 +35,24 @@ DECISION = {
     "worker": "00000000000001",
     "dp_rank": 0,
     "margin_blocks": 2.5,
+    "queued_seconds": 0.5,
+    "ttft": {
+        "realised_seconds": 0.3,
+        "regret_seconds": 0.05,
+        "predicted_seconds": 0.25,
+        "predictor_error_seconds": 0.01,
+    },
     "candidates": [CANDIDATE, {**CANDIDATE, "worker": "00000000000002", "chosen": False, "cost_blocks": 12}],
+}
+YOUNG = {
+    **DECISION,
+    "queued_seconds": 0.0,
+    "ttft": None,
+    "candidates": [{**CANDIDATE, "predicted_ttft_seconds": None}],
 }
 PAGES = {
     "/debug/routing/chatcmpl-1": (200, {"decisions": [DECISION]}),
+    "/debug/routing/young": (200, {"decisions": [YOUNG]}),
     "/debug/routing/gone": (404, {"error": {"code": "request_not_found", "message": "no decision is kept"}}),
     "/debug/routing/a%2Fb": (404, {"error": {"code": "not_found", "message": "there is no such page"}}),
 }
@@ -72,8 +88,19 @@ def test_the_candidates_are_a_table(url):
     assert result.exit_code == 0
     assert "00000000000001 rank 0, 2.5 blocks ahead of the next" in result.output
     lines = result.output.splitlines()
-    assert lines[3].split() == ["*", "00000000000001", "0", "9.5", "4", "5", "0", "3", "1"]
-    assert lines[4].split()[:3] == ["00000000000002", "0", "12"]
+    assert lines[2] == "waited 500.0 ms in the router's queue"
+    assert lines[4].split() == ["*", "00000000000001", "0", "9.5", "4", "5", "36", "0", "3", "1", "250.0", "ms"]
+    assert lines[5].split()[:3] == ["00000000000002", "0", "12"]
+    assert lines[6] == (
+        "first token after 300.0 ms, 250.0 ms predicted; regret 50.0 ms (predictions are off by 10.0 ms)"
+    )
+
+
+def test_what_is_not_known_yet_is_said(url):
+    result = run(url, "young")
+    assert "no first token was seen" in result.output
+    assert "-" in result.output.splitlines()[3]
+    assert "queue" not in result.output
 
 
 def test_json_is_the_page(url):

@@ -173,7 +173,7 @@ async def test_a_client_that_leaves_frees_the_engine(make_deployment):
         await request
     await deployment.until(lambda: engine.held == 0)
     assert engine.most_held == 4
-    assert deployment.frontend._embeddings._tasks == set()
+    assert not deployment.frontend._embeddings._tasks
     metrics = (await deployment.client.get("/metrics")).text
     assert 'dynamo_frontend_cancellations_total{model="echo"} 1.0' in metrics
     assert 'dynamo_frontend_inflight_requests{model="echo"} 0.0' in metrics

@@ -115,7 +115,10 @@ async def test_a_decision_can_be_read_later(four):
     answer = await ask(four, PROMPTS[0])
     page = await four.client.get(f"/debug/routing/{answer.json()['id']}")
     (decision,) = page.json()["decisions"]
-    assert decision == json.loads(answer.headers["x-dynamo-routing"])
+    told = json.loads(answer.headers["x-dynamo-routing"])
+    assert decision == {**told, "ttft": decision["ttft"]}
+    assert told["ttft"] is None  # its first token had not come
+    assert decision["ttft"]["realised_seconds"] > 0
     assert decision["margin_blocks"] == 0  # four idle workers
     assert len(decision["candidates"]) == 4
     await ask(four, PROMPTS[1])

@@ -10,6 +10,8 @@ import pytest
 from dynamo.echo.engine import EchoEngine
 from dynamo.protocols.engine import EngineOptions
 from dynamo.protocols.llm import LLMEngineOutput
+from dynamo.router.policy import RouterPolicy
+from dynamo.router.settings import RouterSettings
 
 COMPLETIONS = "/v1/completions"
 SLOW = {"backend": "echo", "argv": ["--tokens-per-second", "2"]}
@@ -91,3 +93,34 @@ async def test_a_stream_that_goes_wrong_goes_on_without_a_hole(make_deployment, 
     assert engine.streams == 2
     assert engine.load()[0].running_requests == 0
     assert 'dynamo_frontend_migrations_total{model="echo"} 1.0' in (await deployment.client.get("/metrics")).text
+
+
+class Moody:
+    """A picker that decides once."""
+
+    def __init__(self):
+        self.decided = 0
+
+    def pick(self, request, candidates, scores):
+        self.decided += 1
+        if self.decided > 1:
+            raise KeyError("a plugin's own mistake")
+        return candidates[0]
+
+
+async def test_a_plugin_that_fails_a_moving_stream_ends_it(make_deployment):
+    """Nobody waits for the callback in which it is routed again: the client would wait for ever."""
+    deployment = await make_deployment({"backend": "echo", "argv": ["--tokens-per-second", "50"]})
+    await deployment.serves("echo")
+    table = deployment.frontend.models.get("echo").candidates
+    table.configure(RouterPolicy([], [], Moody()), RouterSettings())
+    prompt = " ".join(f"word{number}" for number in range(20))
+    answer = asyncio.create_task(deployment.client.post(COMPLETIONS, json={"model": "echo", "prompt": prompt}))
+    await deployment.until(lambda: deployment.engines[0]._step >= 5)
+    lose_connections(deployment)
+    response = await answer
+    assert response.status_code == 500
+    assert "mistake" not in response.text
+    (candidate,) = table.candidates()
+    assert candidate.active_requests == 0
+    assert 'dynamo_frontend_inflight_requests{model="echo"} 0.0' in (await deployment.client.get("/metrics")).text

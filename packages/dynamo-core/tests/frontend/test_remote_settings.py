@@ -5,27 +5,12 @@ from __future__ import annotations
 import json
 import uuid
 
-import pytest
-
-from dynamo.errors import ConfigError
 from dynamo.frontend.remote_settings import follow_router_settings
 from dynamo.router.settings import RouterSettings
 from dynamo.runtime.etcd.connection import EtcdConnection
 from dynamo.runtime.etcd.settings import EtcdSettings
 from dynamo.runtime.etcd.target import EtcdTarget
 from dynamo.runtime.settings import RuntimeSettings
-from dynamo.testing.servers import EtcdServer
-
-
-@pytest.fixture
-def etcd():
-    pytest.importorskip("aetcd", reason='etcd needs aetcd: pip install "dynamo-core[etcd]"')
-    try:
-        server = EtcdServer()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with server:
-        yield server
 
 
 async def test_a_threshold_changes_while_frontends_run(etcd, make_deployment):
@@ -50,7 +35,7 @@ async def test_a_threshold_changes_while_frontends_run(etcd, make_deployment):
         assert changes[-1].active_decode_blocks_threshold == 0.05
         assert changes[-1].router_mode == frontend._router.router_mode == "round-robin"
         table = frontend.models.get("echo").candidates
-        assert table._watches_load
+        assert table.thresholds.active_decode_blocks_threshold == 0.05
         await connection.put(key, b'{"active_decode_blocks_threshold": "lots"}')
         await connection.put(key, b'{"active_decode_blocks_threshold": 0.5}')
         await deployment.until(lambda: changes[-1].active_decode_blocks_threshold == 0.5)

@@ -75,9 +75,9 @@ def test_flags_without_a_meaning_here_are_named_and_dropped_with_their_values(ca
             ]
         )
     assert settings.block_size == 32
-    [record] = caplog.records
+    named = [record.getMessage().partition(" ")[0] for record in caplog.records]
     for flag in ("--engine-type", "--num-workers", "--aic-perf-model", "--sglang-generate", "--no-router-kv-events"):
-        assert flag in record.getMessage()
+        assert flag in named
 
 
 def test_the_help_has_every_flag_in_the_order_of_the_settings() -> None:

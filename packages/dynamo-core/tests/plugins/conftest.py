@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 import textwrap
 import types
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import dynamo.plugins
 from dynamo.hookspecs import hookimpl
 from dynamo.plugins.loading import PluginSource
 
@@ -32,10 +34,11 @@ def source() -> Callable[..., PluginSource]:
 
 
 class Site:
-    """A directory of installed distributions, and a Python that sees it."""
+    """A directory of installed distributions, and a Python that sees it, and dynamo-core, and no other plugin."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, without_plugins: Path) -> None:
         self.directory = directory
+        self._path = os.pathsep.join(map(str, (directory, without_plugins, *_portions())))
 
     def install(self, distribution: str, modules: dict[str, str], *, entry: str, name: str = "main") -> None:
         """Lay out what an installer would."""
@@ -64,8 +67,8 @@ class Site:
     def python(self, code: str, **environ: str) -> list[str]:
         """Run `code` in a fresh process; the lines it prints."""
         done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)],
-            env={**os.environ, "PYTHONPATH": str(self.directory), **environ},
+            [sys.executable, "-S", "-c", textwrap.dedent(code)],
+            env={**os.environ, "PYTHONPATH": self._path, **environ},
             capture_output=True,
             text=True,
             timeout=60,
@@ -74,7 +77,23 @@ class Site:
         return done.stdout.splitlines()
 
 
+def _portions() -> list[Path]:
+    """Where the portions of dynamo-core lie: the sources, or what was installed."""
+    return [Path(dynamo.plugins.__file__).parents[2]]
+
+
+@pytest.fixture(scope="session")
+def without_plugins(tmp_path_factory) -> Path:
+    """The installed distributions but other members of the workspace, which are plugins too."""
+    directory = tmp_path_factory.mktemp("site-packages")
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if path.name == "dynamo" or (path.name.startswith("dynamo_") and not path.name.startswith("dynamo_core-")):
+            continue
+        (directory / path.name).symlink_to(path)
+    return directory
+
+
 @pytest.fixture
-def site(tmp_path) -> Site:
+def site(tmp_path, without_plugins) -> Site:
     """Where third parties install."""
-    return Site(tmp_path)
+    return Site(tmp_path, without_plugins)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dynamo.errors import ConfigError, InvalidRequest
 from dynamo.preprocessor import Tokenizer, TokenPiece
-from dynamo.preprocessor.tokenizer import INLINE_ENCODE_CHARACTERS
+from dynamo.preprocessor.fast_encoding import RawEncoder
 
 
 def byte_ids(tokenizer, data):
@@ -80,15 +80,15 @@ def test_unknown_ids_add_nothing(kinds):
 
 
 async def test_encode_async_gives_the_same_ids_inline_and_on_a_thread(bpe):
-    short, long = "the dog", "the dog runs. " * (INLINE_ENCODE_CHARACTERS // 10)
-    assert len(long) > INLINE_ENCODE_CHARACTERS
+    short, long = "the dog", "the dog runs. " * (RawEncoder.quick_characters // 10)
+    assert len(long) > RawEncoder.quick_characters
     many = await asyncio.gather(*(bpe.encode_async(text) for text in (short, long, long)))
     assert [ids.tolist() for ids in many] == [bpe.encode(text).tolist() for text in (short, long, long)]
 
 
 async def test_encode_async_raises_from_the_thread(bpe):
     with pytest.raises(InvalidRequest, match="lone surrogate"):
-        await bpe.encode_async("\udfff" + "x" * INLINE_ENCODE_CHARACTERS)
+        await bpe.encode_async("\udfff" + "x" * RawEncoder.quick_characters)
 
 
 @given(text=st.text(max_size=60))

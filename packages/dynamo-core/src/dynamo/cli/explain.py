@@ -15,7 +15,23 @@ from dynamo.errors import CannotConnect, DynamoError, ModelNotFound
 
 __all__ = ["explain"]
 
-_HEADER = ("", "worker", "rank", "cost", "cached", "new", "waiting tokens", "decode blocks", "requests")
+_HEADER = (
+    "",
+    "worker",
+    "rank",
+    "cost",
+    "cached",
+    "new",
+    "to compute",
+    "waiting tokens",
+    "decode blocks",
+    "requests",
+    "predicted TTFT",
+)
+
+#: Frontends that share a port each know their own decisions, and the kernel picks one per connection: with four, an
+#: answer that is there is missed once in a hundred times.
+_ASKS = 16
 
 
 @click.command("explain")
@@ -26,7 +42,8 @@ _HEADER = ("", "worker", "rank", "cost", "cached", "new", "waiting tokens", "dec
 def explain(request_id: str, url: str, api_key: str, as_json: bool) -> None:
     """Show every candidate of a request, cheapest first. REQUEST_ID is the `id` of the answer.
 
-    The frontend must run with --explain. Costs are in KV blocks.
+    The frontend must run with --explain, or the API key be an admin's. Costs are in KV blocks; regret is the time to
+    the first token minus the least that was predicted for the other candidates.
     """
     decisions = _fetch(request_id, url, api_key)
     if as_json:
@@ -37,7 +54,27 @@ def explain(request_id: str, url: str, api_key: str, as_json: bool) -> None:
         lead = "the only candidate" if margin is None else f"{margin:g} blocks ahead of the next"
         click.echo(f"{decision['request_id']}: {decision['worker']} rank {decision['dp_rank']}, {lead}")
         click.echo(f"model {decision['model']}, mode {decision['mode']}, {decision['prompt_tokens']} prompt tokens")
+        if decision["queued_seconds"]:
+            click.echo(f"waited {_milliseconds(decision['queued_seconds'])} in the router's queue")
         click.echo(format_table(_HEADER, [_row(candidate) for candidate in decision["candidates"]]))
+        click.echo(_outcome(decision["ttft"]))
+
+
+def _outcome(ttft: dict[str, float | None] | None) -> str:
+    if ttft is None:
+        return "no first token was seen"
+    text = f"first token after {_milliseconds(ttft['realised_seconds'])}"
+    if ttft["predicted_seconds"] is not None:
+        text += f", {_milliseconds(ttft['predicted_seconds'])} predicted"
+    if ttft["regret_seconds"] is not None:
+        error = ttft["predictor_error_seconds"]
+        text += f"; regret {_milliseconds(ttft['regret_seconds'])}"
+        text += f" (predictions are off by {_milliseconds(error)})" if error is not None else ""
+    return text
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1000:.1f} ms"
 
 
 def _fetch(request_id: str, url: str, api_key: str) -> list[dict[str, Any]]:
@@ -45,8 +82,11 @@ def _fetch(request_id: str, url: str, api_key: str) -> list[dict[str, Any]]:
     address = f"{root}/debug/routing/{urllib.parse.quote(request_id, safe='')}"
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
-        response = httpx.get(address, headers=headers, timeout=10.0)
-        body = response.json()
+        for _ in range(_ASKS):
+            response = httpx.get(address, headers=headers, timeout=10.0)
+            body = response.json()
+            if response.status_code != 404 or body["error"]["code"] != "request_not_found":
+                break
     except httpx.TransportError as error:
         raise CannotConnect(
             f"no answer from {root}: {error}", param="--url", hint="is the frontend running there?"
@@ -61,7 +101,7 @@ def _fetch(request_id: str, url: str, api_key: str) -> list[dict[str, Any]]:
         raise ModelNotFound(str(problem.get("message")), hint="only the last decisions are kept")
     raise DynamoError(
         f"{address}: status {response.status_code}: {problem.get('message', '')}",
-        hint="start the frontend with --explain",
+        hint="start the frontend with --explain, or use an admin's --api-key",
     )
 
 
@@ -73,7 +113,9 @@ def _row(candidate: dict[str, Any]) -> tuple[str, ...]:
         f"{candidate['cost_blocks']:g}",
         str(candidate["overlap_blocks"]),
         str(candidate["new_blocks"]),
+        str(candidate["uncached_tokens"]),
         str(candidate["active_prefill_tokens"]),
         str(candidate["active_decode_blocks"]),
         str(candidate["active_requests"]),
+        _milliseconds(candidate["predicted_ttft_seconds"]),
     )

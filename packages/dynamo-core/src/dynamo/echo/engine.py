@@ -19,6 +19,7 @@ import numpy as np
 from dynamo.echo.blocks import BlockCache, HeldBlocks
 from dynamo.echo.replies import Replies, Reply
 from dynamo.echo.settings import parse_flags
+from dynamo.echo.step_clock import StepClock
 from dynamo.errors import ConfigError, Draining, EngineError, EngineShutdown, InvalidRequest
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.engine import EngineCapabilities, EngineConfig, EngineOptions
@@ -49,6 +50,7 @@ class _Run:
     """The client's prompt: without the output of an earlier worker."""
     held: HeldBlocks
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    next_step: asyncio.Future[None] | None = None
 
     @property
     def cancelled(self) -> bool:
@@ -57,12 +59,24 @@ class _Run:
         return self.stopped.is_set() or (deadline is not None and time.time() >= deadline)
 
     async def pause(self, seconds: float) -> None:
-        """Sleep, but not beyond an abort; without time to sleep let others have their turn."""
+        """Sleep, but not beyond an abort."""
         if seconds > 0:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self.stopped.wait(), seconds)
-        else:
+
+    async def step(self, clock: StepClock | None) -> None:
+        """Wait for the next step, but not beyond an abort; without a clock let others have their turn."""
+        if clock is None or self.stopped.is_set():
             await asyncio.sleep(0)
+        else:
+            self.next_step = clock.next_step()
+            await self.next_step
+
+    def stop(self) -> None:
+        """End the waiting."""
+        self.stopped.set()
+        if self.next_step is not None and not self.next_step.done():
+            self.next_step.set_result(None)
 
 
 class EchoEngine:
@@ -76,6 +90,8 @@ class EchoEngine:
         self._name = options.served_model_name or (self._model_directory.name if options.model else "echo")
         self._cache = BlockCache(self._settings.num_blocks, self._settings.block_size)
         self._replies = Replies()
+        rate = self._settings.tokens_per_second
+        self._clock = StepClock(1 / rate) if rate else None
         self._runs: dict[str, _Run] = {}
         self._idle = asyncio.Event()
         self._draining = False
@@ -120,9 +136,15 @@ class EchoEngine:
             while not (finish := self._finish(run, reply, position)):
                 token = reply.token_at(position)
                 position += 1
-                yield self._output(run, token, is_first=position == first + 1)
+                output = self._output(run, token, is_first=position == first + 1)
+                if self._finish(run, reply, position) == "length" and not self._misbehaves:
+                    # As engines do: the last token brings the reason, where nothing has to be looked at after it.
+                    output.finish_reason, output.usage = "length", _usage(run, position - first)
+                    yield output
+                    return
+                yield output
                 self._misbehave(position - first)
-                await run.pause(self._seconds_per_token)
+                await run.step(self._clock)
             if self._closed:
                 raise EngineShutdown("the echo engine was shut down")
             stop_id = reply.token_at(position) if finish == "stop" and _stops(run, reply, position) else None
@@ -167,11 +189,6 @@ class EchoEngine:
             )
         ]
 
-    @property
-    def _seconds_per_token(self) -> float:
-        rate = self._settings.tokens_per_second
-        return 1 / rate if rate else 0.0
-
     def _begin(self, request: PreprocessedRequest) -> _Run:
         if self._closed:
             raise EngineShutdown("the echo engine was shut down")
@@ -188,7 +205,7 @@ class EchoEngine:
 
     def _end(self, run: _Run) -> None:
         """Stop `run` and free what it holds, once: an abort does not wait for the stream's reader."""
-        run.stopped.set()
+        run.stop()
         if self._runs.get(run.request.request_id) is run:
             del self._runs[run.request.request_id]
             self._cache.release(run.held)
@@ -220,6 +237,10 @@ class EchoEngine:
             ids = run.request.prompt().tolist()
             output.prompt_logprobs = [None, *(_logprob(token, sampling.prompt_logprobs) for token in ids[1:])]
         return output
+
+    @property
+    def _misbehaves(self) -> bool:
+        return bool(self._settings.fail_after or self._settings.die_after)
 
     def _misbehave(self, produced: int) -> None:
         """What `--fail-after` and `--die-after` ask for."""

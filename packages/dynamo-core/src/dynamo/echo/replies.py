@@ -52,6 +52,7 @@ class Replies:
     def __init__(self, script: Sequence[tuple[_Line, Reply]] = (), tokenizer: Tokenizer | None = None) -> None:
         self._script = script
         self._tokenizer = tokenizer
+        self._reads_ids = any(isinstance(line.match, list) for line, _ in script)
 
     @classmethod
     def load(cls, script: Path, model_directory: Path) -> Replies:
@@ -70,7 +71,7 @@ class Replies:
         if not self._script:
             return Reply(prompt)
         text = self._tokenizer.decode(list(prompt), skip_special_tokens=False) if self._tokenizer else ""
-        spelled = _spelled(prompt)
+        spelled = _spelled(prompt) if self._reads_ids else ""
         for line, reply in self._script:
             if line.match in text if isinstance(line.match, str) else _spelled(line.match) in spelled:
                 return reply

@@ -21,7 +21,7 @@ class EchoSettings(Settings):
     script: str = setting("")
     """File of scripted replies, one JSON object per line; empty: the prompt's own tokens are the reply."""
     tokens_per_second: float = setting(0.0, ge=0)
-    """Pace of every stream; 0 is as fast as it is read."""
+    """Pace of every stream, in steps that all streams take together; 0 is as fast as it is read."""
     delay_ms: float = setting(0.0, ge=0)
     """Pause before the first token of a stream."""
     max_model_len: int = setting(4096, ge=2)

@@ -8,13 +8,12 @@ an `AnswerFormat`; endpoints whose answers are lists of parts use `dynamo.fronte
 from __future__ import annotations
 
 import abc
-import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
 
-from dynamo.errors import DynamoError, EngineError
+from dynamo.errors import DynamoError
 from dynamo.frontend.generation import Delta, Generation
 from dynamo.frontend.metrics import RequestMetrics
 from dynamo.protocols.llm import TokenLogprob, Usage
@@ -31,8 +30,6 @@ __all__ = [
     "start_events",
     "usage_body",
 ]
-
-logger = logging.getLogger(__name__)
 
 _json = msgspec.json.Encoder().encode
 _SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -111,16 +108,7 @@ class Answer(abc.ABC):
         for generation in generations:
             if self._ended:
                 return
-            try:
-                generation.start()
-            except DynamoError as error:
-                self.on_failure(generation.choice, error)
-            except Exception as error:
-                # A router plugin may raise anything; the request must still end, and be counted as ended.
-                logger.exception("a request could not be started")
-                failure = EngineError("internal error; the server's log has the details")
-                failure.__cause__ = error
-                self.on_failure(generation.choice, failure)
+            generation.start()
 
     def on_finish(self, choice: int, reason: str, usage: Usage) -> None:
         """Generation callback."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from dynamo.frontend.access_log import AccessLog
 from dynamo.frontend.artifact_fetch import ArtifactFetcher
+from dynamo.frontend.batches import BatchService
+from dynamo.frontend.busy_pages import BusyPages
 from dynamo.frontend.embedding_calls import EmbeddingCalls
 from dynamo.frontend.embeddings import EmbeddingRequest, Embeddings
 from dynamo.frontend.messages import MessageRequest, Messages, TokenCountRequest
@@ -21,6 +23,8 @@ from dynamo.frontend.openapi import ApiPages
 from dynamo.frontend.pipeline import Pipeline
 from dynamo.frontend.probes import Probes
 from dynamo.frontend.remote_settings import follow_router_settings
+from dynamo.frontend.replicas import Replicas
+from dynamo.frontend.request_log import RequestLog
 from dynamo.frontend.requests import ChatRequest, CompletionRequest
 from dynamo.frontend.responses import ResponseRequest, Responses
 from dynamo.frontend.responses import render_error as response_error
@@ -28,18 +32,19 @@ from dynamo.frontend.routes import Access, Route, install
 from dynamo.frontend.routing_pages import RoutingPages
 from dynamo.frontend.security import Cors, TlsFiles, create_security
 from dynamo.frontend.settings import FrontendSettings
+from dynamo.frontend.shared_metrics import SharedMetrics
 from dynamo.frontend.sqlite_store import SqliteStore
 from dynamo.frontend.store import FrontendStore, NoStore
 from dynamo.frontend.tokenization import DetokenizeRequest, Tokenization, TokenizeRequest
 from dynamo.plugins import plugins
 from dynamo.preprocessor.artifacts import ArtifactCache
-from dynamo.protocols.kv_events import KV_EVENTS_SUBJECT
-from dynamo.protocols.load import LOAD_SUBJECT
 from dynamo.router.candidates import CandidateTable
 from dynamo.router.explain import DecisionLog
 from dynamo.router.metrics import RouterMetrics
 from dynamo.router.policy import policy_for_mode
+from dynamo.router.queue_metrics import QueueMetrics
 from dynamo.router.settings import RouterSettings
+from dynamo.router.shadow import shadow_policies
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.http import HttpLimits, HttpServer, RouteHandler
 from dynamo.runtime.telemetry import METRICS_CONTENT_TYPE
@@ -61,28 +66,57 @@ class Frontend:
         self._runtime = runtime
         # Made once here so that an unknown mode stops the start, not the first request.
         policy = policy_for_mode(router.router_mode, plugins(), router)
-        self._follows_caches = policy.needs_facts and router.router_use_kv_events
+        shadows = shadow_policies(router, plugins())
+        needs_facts = policy.needs_facts or any(shadow.policy.needs_facts for shadow in shadows)
+        self._follows_caches = router.router_use_kv_events and (
+            needs_facts or router.router_queue_threshold is not None
+        )
         state_directory = runtime.settings.state_directory()
+        store_directory = Path(settings.store_dir or state_directory / "frontend")
         cache = ArtifactCache(Path(settings.artifact_cache_dir or state_directory / "artifacts"))
         fetcher = ArtifactFetcher(runtime.request_plane, cache)
         self._router = router
         self._router_metrics = RouterMetrics(runtime.metrics)
-        self._decisions = DecisionLog(router.router_decision_log_size) if router.explain else None
-        self.models = ServedModels(fetcher, self._candidates)
+        # A key file may name an admin, now or after a change.
+        explained = router.explain or bool(settings.api_key_file)
+        self._decisions = DecisionLog(router.router_decision_log_size) if explained else None
+        self._queue_metrics = QueueMetrics(runtime.metrics)
+        self.models = ServedModels(fetcher, self._candidates, settings.tokenizer_cache_mib << 20)
+        self._replicas: Replicas | None = None
+        # Also for the queue: it looks at what all frontends have sent.
+        looks_at_load = policy.looks_at_load or router.router_queue_threshold is not None
+        if router.router_replica_sync and looks_at_load and runtime.event_plane is not None:
+            self._replicas = Replicas(runtime, runtime.event_plane, self.models)
         self.server = HttpServer(HttpLimits(body_bytes=settings.http_body_limit_mib << 20))
         self._security = create_security(settings, state_directory)
+        self._busy = BusyPages(state_directory / "frontend" / "busy-thresholds.json", self.models)
         self._tls = TlsFiles.from_settings(settings)
         metrics = FrontendMetrics(runtime.metrics)
+        self._shared_metrics: SharedMetrics | None = None
+        if settings.http_reuse_port and settings.http_port:
+            directory = state_directory / "frontend" / "metrics" / str(settings.http_port)
+            self._shared_metrics = SharedMetrics(runtime.metrics, directory)
         self._access_log = AccessLog(settings.access_log) if settings.access_log else None
         metrics.access_log = self._access_log
-        self._pipeline = Pipeline(self.models, runtime.request_plane, metrics, runtime.tracing, settings)
-        self._responses = Responses(self._pipeline, metrics, _create_store(settings, state_directory), settings)
+        self._request_log = (
+            RequestLog(settings.request_log, texts=settings.request_log_texts) if settings.request_log else None
+        )
+        self._pipeline = Pipeline(
+            self.models, runtime.request_plane, metrics, runtime.tracing, settings, self._request_log
+        )
+        self._responses = Responses(self._pipeline, metrics, _create_store(settings, store_directory), settings)
         self._messages = Messages(self._pipeline, self.models, metrics, settings)
         calls = EmbeddingCalls(runtime.request_plane, settings.migration_limit)
         self._embeddings = Embeddings(self.models, calls, metrics, runtime.tracing, settings)
         self._tokenization = Tokenization(self.models, metrics)
+        self._batches: BatchService | None = None
+        if settings.file_store_mib:
+            self._batches = BatchService(settings, store_directory, self.models, metrics, self._security)
+            # A form is a little larger than its file.
+            self.server.body_limits["/v1/files"] = (settings.file_limit_mib << 20) + (64 << 10)
         cors = Cors(settings.cors_allow_origins) if settings.cors_allow_origins else None
-        install(self.server, self._routes(), self._security, cors)
+        self._table = self._routes()
+        install(self.server, self._table, self._security, cors)
 
     async def run(self) -> None:
         """Serve until the runtime stops, then let open responses end.
@@ -97,11 +131,12 @@ class Frontend:
             settings.http_host, settings.http_port, tls=tls, reuse_port=settings.http_reuse_port, flag="--http-port"
         )
         runtime.instances.listen(self.models.on_instance)
-        if runtime.event_plane is not None:
-            await runtime.event_plane.subscribe(LOAD_SUBJECT, self.models.on_load)
-            if self._follows_caches:
-                await runtime.event_plane.subscribe(KV_EVENTS_SUBJECT, self.models.on_kv_events)
+        await self.models.feeds.subscribe(runtime, caches=self._follows_caches)
         logger.info("listening on %s://%s:%d", "http" if tls is None else "https", settings.http_host, port)
+        if self._batches is not None:
+            self._batches.start(self._table)
+        if self._shared_metrics is not None:
+            self._shared_metrics.start()
         remote = follow_router_settings(runtime.settings, self._router, self._reconfigure)
         watches = [asyncio.ensure_future(watch) for watch in self._watches()]
         try:
@@ -115,6 +150,12 @@ class Frontend:
             await self._close()
 
     async def _close(self) -> None:
+        if self._batches is not None:
+            # First: another process goes on with them while this one lets live requests end.
+            await self._batches.stop_work()
+        self.server.stop_accepting()
+        # Another frontend may have room long before this one has, whose time is limited.
+        self.models.drain()
         await self.server.close(self._settings.drain_grace_seconds)
         for part in (
             self._pipeline,
@@ -125,19 +166,30 @@ class Frontend:
             self.models,
         ):
             await part.close()
+        if self._batches is not None:
+            await self._batches.close()
+        if self._shared_metrics is not None:
+            await self._shared_metrics.close()
         if self._security is not None:
             self._security.close()
-        if self._access_log is not None:
-            await asyncio.to_thread(self._access_log.close)
+        for log in (self._access_log, self._request_log):
+            if log is not None:
+                await asyncio.to_thread(log.close)
 
     def _candidates(self, model: str) -> CandidateTable:
-        return CandidateTable(
+        table = CandidateTable(
             policy_for_mode(self._router.router_mode, plugins(), self._router),
             self._router,
             plane=self._runtime.request_plane,
             metrics=self._router_metrics.of(model),
             decisions=self._decisions,
+            shadows=shadow_policies(self._router, plugins()),
+            model=model,
+            replicas=self._replicas.sync if self._replicas is not None else None,
+            queue_metrics=self._queue_metrics.of(model),
         )
+        table.set_thresholds(self._busy.of(model))
+        return table
 
     def _reconfigure(self, settings: RouterSettings) -> None:
         self._router = settings
@@ -146,20 +198,20 @@ class Frontend:
         )
 
     def _watches(self) -> list[Coroutine[Any, Any, None]]:
-        found = [self._security.watch if self._security is not None else None]
+        found = [self._busy.watch, self._security.watch if self._security is not None else None]
         found += [self._tls.watch if self._tls is not None else None]
-        return [watch.follow(self._settings.security_reload_seconds) for watch in found if watch is not None]
+        watches = [watch.follow(self._settings.security_reload_seconds) for watch in found if watch is not None]
+        return watches + ([self._replicas.run()] if self._replicas is not None else [])
 
     def _routes(self) -> list[Route]:
         models, tokens = ModelPages(self.models), self._tokenization
-        probes = Probes(self._runtime, self.models, private=self._security is not None)
+        private = self._security is not None
+        probes = Probes(self._runtime, self.models, private=private, shared=self._shared_metrics)
         pages = ApiPages()
-        routing = RoutingPages(self._decisions) if self._decisions is not None else None
+        routing = self._routing_pages()
         chat: RouteHandler = self._pipeline.chat
         texts: RouteHandler = self._pipeline.completions
         embeddings = self._embeddings.handle
-        if routing is not None:
-            chat, texts = routing.explained(chat), routing.explained(texts)
         metered, free = Access.METERED, Access.OPEN
         metrics = Access.KEY if self._settings.metrics_auth else free
         routes = [
@@ -177,8 +229,11 @@ class Frontend:
             Route("GET", "/openapi.json", pages.document, "This document.", free),
             Route("GET", "/docs", pages.page, "This document for people.", free, response="text/html"),
         ]
-        routes += self._response_routes() + self._message_routes()
+        routes += self._response_routes() + self._message_routes() + self._busy.routes()
+        if self._batches is not None:
+            routes += self._batches.routes()
         if routing is not None:
+            routes = [r._replace(handler=routing.explained(r.handler)) if r.streams else r for r in routes]
             routes += [
                 Route("GET", "/debug/routing", routing.every, "The last routing decisions, newest first."),
                 Route("GET", "/debug/routing/{request_id}", routing.one, "Why a request went where it went."),
@@ -204,15 +259,21 @@ class Frontend:
         ]
         return [route._replace(render_error=message_error) for route in routes]
 
+    def _routing_pages(self) -> RoutingPages | None:
+        if self._decisions is None:
+            return None
+        keyed = self._security is not None
+        return RoutingPages(self._decisions, self.models.tables, explain=self._router.explain, keyed=keyed)
+
     def _discovery_state(self) -> str | None:
         if not self._runtime.instances.synced.is_set():
             return "discovery has not been read yet"
         return self.models.state()
 
 
-def _create_store(settings: FrontendSettings, state_directory: Path) -> FrontendStore:
+def _create_store(settings: FrontendSettings, directory: Path) -> FrontendStore:
     """The store of responses; raises ConfigError when its file cannot be used."""
     if not settings.response_store_entries:
         return NoStore()
-    path = state_directory / "frontend" / "responses.sqlite"
+    path = directory / "responses.sqlite"
     return SqliteStore(path, settings.response_store_entries, settings.response_store_mib << 20)

@@ -47,7 +47,8 @@ def _operations(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"{escape(operation['summary'])}</summary>"
             body = operation.get("requestBody")
             if body is not None:
-                yield f"<p>Body: {_type(body['content']['application/json']['schema'])}</p>"
+                for kind, content in body["content"].items():
+                    yield f"<p>Body, {escape(kind)}: {_type(content['schema'])}</p>"
             yield "<table><tr><th>status</th><th>meaning</th><th>content</th></tr>"
             for status, response in operation["responses"].items():
                 kinds = ", ".join(escape(kind) for kind in response["content"])

@@ -39,6 +39,7 @@ class EmbeddingCalls:
                 request_id=request.request_id,
                 model=request.model,
                 prompt_tokens=len(request.token_ids) // 4,
+                lora=request.lora,
                 priority=request.priority,
                 excluded=failed,
             )

@@ -22,12 +22,14 @@ from dynamo.errors import DynamoError, EngineError, InvalidRequest
 from dynamo.frontend.embedding_calls import EmbeddingCalls
 from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
+from dynamo.frontend.queue_place import queue_place
 from dynamo.frontend.refusals import Refusals, check_room, request_id
 from dynamo.frontend.requests import Priority, decode_body
 from dynamo.frontend.settings import FrontendSettings
 from dynamo.frontend.token_inputs import checked_ids, encode_texts
 from dynamo.protocols.llm import PreprocessedRequest, StopConditions, pack_token_ids
 from dynamo.runtime.http import Exchange
+from dynamo.runtime.tasks import Tasks
 from dynamo.runtime.tracing import Tracing, trace_context
 
 __all__ = ["EmbeddingRequest", "Embeddings"]
@@ -78,27 +80,23 @@ class Embeddings:
         self._metrics = metrics
         self._tracing = tracing
         self._settings = settings
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     def handle(self, exchange: Exchange) -> None:
         """Route handler."""
         with Refusals(self._metrics, exchange, _ENDPOINT):
             check_room(self._metrics, self._settings.max_inflight_requests)
-            request = decode_body(exchange.body, EmbeddingRequest)
+            request = decode_body(exchange.body, EmbeddingRequest, strict=self._settings.strict)
             _check(request, self._settings.max_embedding_inputs)
             model = self._models.get(request.model)
             if "embedding" not in model.card.types:
                 raise InvalidRequest(f"the engine that serves {request.model!r} has no embeddings", param="model")
-            task = asyncio.get_running_loop().create_task(self._serve(exchange, request, model))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task = self._tasks.spawn(self._serve(exchange, request, model))
             exchange.on_disconnect(lambda: _cancel(task))
 
     async def close(self) -> None:
         """Stop what is running."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     async def _serve(self, exchange: Exchange, request: EmbeddingRequest, model: ServedModel) -> None:
         with Refusals(self._metrics, exchange, _ENDPOINT):
@@ -186,8 +184,9 @@ def _engine_request(job: _Job, index: int) -> PreprocessedRequest:
         model=job.model.name,
         token_ids=pack_token_ids(job.inputs[index]),
         stop=StopConditions(max_tokens=1),
+        lora=job.model.lora,
         cache_salt=job.request.cache_salt,
-        priority=job.request.priority,
+        priority=queue_place({}, job.request.priority).priority,
         deadline_unix_seconds=job.deadline_unix_seconds,
         trace=job.metrics.span.context,
         embed=True,

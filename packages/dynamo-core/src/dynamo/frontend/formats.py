@@ -14,6 +14,7 @@ import msgspec
 from dynamo.frontend.answers import ChoiceText, usage_body
 from dynamo.frontend.generation import Delta
 from dynamo.frontend.logprobs import chat_logprobs, completion_logprobs
+from dynamo.frontend.nvext import ExtraBody
 from dynamo.preprocessor.tokenizer import Tokenizer
 from dynamo.protocols.llm import TokenLogprob, Usage
 from dynamo.protocols.parsing import ToolCallDelta
@@ -26,11 +27,21 @@ _json = msgspec.json.Encoder().encode
 class _StreamParts:
     """Prepared bytes of one endpoint's chunks."""
 
-    def __init__(self, head: dict[str, Any], *, include_usage: bool) -> None:
-        self._head = b"data: " + _json(head)[:-1]
+    def __init__(self, answer_id: str, kind: str, created: int, model: str, *, include_usage: bool) -> None:
+        # Ids need no escapes: `refusals.request_id` makes them.
+        self._head = b'data: {"id":"%b","object":"%b","created":%d,"model":%b' % (
+            answer_id.encode(),
+            kind.encode(),
+            created,
+            _json(model),
+        )
         self._usage = b',"usage":null' if include_usage else b""
         self._include_usage = include_usage
         self._prefixes: dict[int, bytes] = {}
+        self.before = b""
+        """Events before all others."""
+        self.extra: ExtraBody | None = None
+        """Makes the ``nvext`` of the answer."""
         self.plain_suffix = b',"logprobs":null,"finish_reason":null}]' + self._usage + b"}\n\n"
 
     def prefix(self, choice: int) -> bytes:
@@ -43,6 +54,20 @@ class _StreamParts:
     def suffix(self, logprobs: Any, reason: str | None) -> bytes:
         """Everything after it."""
         return b',"logprobs":' + _json(logprobs) + b',"finish_reason":' + _json(reason) + b"}]" + self._usage + b"}\n\n"
+
+    def closing_suffix(self, reason: str) -> bytes:
+        """Everything after the text field of a choice's last chunk."""
+        suffix = self.suffix(None, reason)
+        return suffix if self.extra is None else suffix[:-3] + b',"nvext":' + _json(self.extra()) + b"}\n\n"
+
+    def extra_fields(self) -> dict[str, Any]:
+        """Of an answer that is not streamed."""
+        return {} if self.extra is None else {"nvext": self.extra()}
+
+    def take_before(self) -> bytes:
+        """What comes before all other events, once."""
+        before, self.before = self.before, b""
+        return before
 
     def usage(self, usage: Usage) -> bytes:
         """The usage event, when it was asked for."""
@@ -58,9 +83,13 @@ class ChatFormat:
         self, answer_id: str, model: str, created: int, tokenizer: Tokenizer, *, include_usage: bool, logprobs: bool
     ) -> None:
         self._head = {"id": answer_id, "object": "chat.completion", "created": created, "model": model}
-        self._parts = _StreamParts({**self._head, "object": "chat.completion.chunk"}, include_usage=include_usage)
+        self._parts = _StreamParts(answer_id, "chat.completion.chunk", created, model, include_usage=include_usage)
         self._tokenizer = tokenizer
         self._logprobs = logprobs
+
+    def extend(self, extra: ExtraBody | None, before: bytes) -> None:
+        """Add what ``nvext`` asks for; see `dynamo.frontend.nvext`."""
+        self._parts.extra, self._parts.before = extra, before
 
     def whole(self, choices: Sequence[ChoiceText], usage: Usage) -> dict[str, Any]:
         """See `AnswerFormat`."""
@@ -73,12 +102,12 @@ class ChatFormat:
             }
             for index, choice in enumerate(choices)
         ]
-        return {**self._head, "choices": bodies, "usage": usage_body(usage)}
+        return {**self._head, "choices": bodies, "usage": usage_body(usage), **self._parts.extra_fields()}
 
     def opening(self, choice: int) -> bytes:
         """See `AnswerFormat`."""
         role = b'"delta":{"role":"assistant","content":""}'
-        return self._parts.prefix(choice) + role + self._parts.plain_suffix
+        return self._parts.take_before() + self._parts.prefix(choice) + role + self._parts.plain_suffix
 
     def delta(self, choice: int, delta: Delta) -> bytes:
         """See `AnswerFormat`."""
@@ -94,7 +123,7 @@ class ChatFormat:
 
     def closing(self, choice: int, reason: str) -> bytes:
         """See `AnswerFormat`."""
-        return self._parts.prefix(choice) + b'"delta":{}' + self._parts.suffix(None, reason)
+        return self._parts.prefix(choice) + b'"delta":{}' + self._parts.closing_suffix(reason)
 
     def usage(self, usage: Usage) -> bytes:
         """See `AnswerFormat`."""
@@ -121,12 +150,16 @@ class CompletionFormat:
         echoes: Sequence[str],
     ) -> None:
         self._head = {"id": answer_id, "object": "text_completion", "created": created, "model": model}
-        self._parts = _StreamParts(self._head, include_usage=include_usage)
+        self._parts = _StreamParts(answer_id, "text_completion", created, model, include_usage=include_usage)
         self._tokenizer = tokenizer
         self._logprobs = logprobs
         self._echoes = echoes
         """Prompt text of each choice, to be repeated before its answer; empty strings otherwise."""
         self._offsets = [0] * len(echoes)
+
+    def extend(self, extra: ExtraBody | None, before: bytes) -> None:
+        """Add what ``nvext`` asks for; see `dynamo.frontend.nvext`."""
+        self._parts.extra, self._parts.before = extra, before
 
     def whole(self, choices: Sequence[ChoiceText], usage: Usage) -> dict[str, Any]:
         """See `AnswerFormat`."""
@@ -139,14 +172,16 @@ class CompletionFormat:
             }
             for index, choice in enumerate(choices)
         ]
-        return {**self._head, "choices": bodies, "usage": usage_body(usage)}
+        return {**self._head, "choices": bodies, "usage": usage_body(usage), **self._parts.extra_fields()}
 
     def opening(self, choice: int) -> bytes:
         """See `AnswerFormat`."""
         echo = self._echoes[choice]
         if not echo:
-            return b""
-        return self._parts.prefix(choice) + b'"text":' + _json(echo) + self._parts.plain_suffix
+            return self._parts.take_before()
+        return (
+            self._parts.take_before() + self._parts.prefix(choice) + b'"text":' + _json(echo) + self._parts.plain_suffix
+        )
 
     def delta(self, choice: int, delta: Delta) -> bytes:
         """See `AnswerFormat`."""
@@ -162,7 +197,7 @@ class CompletionFormat:
 
     def closing(self, choice: int, reason: str) -> bytes:
         """See `AnswerFormat`."""
-        return self._parts.prefix(choice) + b'"text":""' + self._parts.suffix(None, reason)
+        return self._parts.prefix(choice) + b'"text":""' + self._parts.closing_suffix(reason)
 
     def usage(self, usage: Usage) -> bytes:
         """See `AnswerFormat`."""

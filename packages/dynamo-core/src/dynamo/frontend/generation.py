@@ -16,6 +16,8 @@ import msgspec
 from dynamo.errors import DynamoError, EngineError, NoInstances, ResponseTimeout, Retry, StreamIncomplete
 from dynamo.frontend.metrics import RequestMetrics
 from dynamo.frontend.models import ServedModel
+from dynamo.frontend.placement import Placement
+from dynamo.frontend.request_log import RequestEntry, RequestLog
 from dynamo.parsers import OutputParser
 from dynamo.preprocessor.detokenizer import Detokenizer
 from dynamo.protocols.addressing import format_instance_id
@@ -23,6 +25,7 @@ from dynamo.protocols.llm import LLMEngineOutput, PreprocessedRequest, TokenLogp
 from dynamo.protocols.parsing import ParsedDelta, ToolCallDelta
 from dynamo.protocols.planes import PlaneStream, RequestPlane
 from dynamo.protocols.routing import PromptHashes, RouteRequest
+from dynamo.router.queue import QueuedRequest, RouterQueue
 from dynamo.router.route import Route
 from dynamo.runtime.context import Context
 from dynamo.runtime.tracing import Span, Tracing
@@ -72,6 +75,7 @@ class Services(NamedTuple):
     tracing: Tracing
     migration_limit: int
     migration_wait_seconds: float
+    request_log: RequestLog | None = None
 
 
 class Generation:
@@ -87,6 +91,7 @@ class Generation:
         consumer: GenerationConsumer,
         metrics: RequestMetrics,
         services: Services,
+        placement: Placement,
     ) -> None:
         self.choice = choice
         self._request = request
@@ -100,11 +105,16 @@ class Generation:
         self._span: Span | None = None
         self._migrations_left = services.migration_limit
         self._wait_seconds = services.migration_wait_seconds
+        self._request_log = services.request_log
+        self._migrations = 0
         self._prompt_tokens = len(request.token_ids) // 4
         self._token_ids: list[int] = []
         self._cached_tokens = 0
         self._failed_instances: frozenset[int] = frozenset()
         self._route: Route | None = None
+        self._placement = placement
+        self._queue: RouterQueue | None = None
+        self._queued: QueuedRequest | None = None
         self._context: Context | None = None
         self._stream: PlaneStream | None = None
         self._paused = False
@@ -116,25 +126,68 @@ class Generation:
         return self._detokenizer.stopped
 
     def start(self) -> None:
-        """Route and send.
+        """Go to a worker; where the router has a queue, when it is this request's turn. Failures go to the consumer."""
+        queue = self._model.candidates.queue
+        if queue is None:
+            self.admitted()
+            return
+        self._queue = queue
+        try:
+            self._queued = queue.enter(self._route_request(), self)
+        except DynamoError as error:
+            self._fail(error)
+            return
+        except Exception as error:
+            logger.exception("request %s could not be let into the queue", self._request.request_id)
+            self._fail_inside(error)
+            return
+        if self._queued is None:
+            self.admitted()
+
+    def admitted(self) -> None:
+        """See `dynamo.router.queue.QueueUser`."""
+        try:
+            self._send()
+        except DynamoError as error:
+            self._fail(error)
+        except Exception as error:
+            logger.exception("request %s could not be sent to a worker", self._request.request_id)
+            self._fail_inside(error)
+
+    def refused(self, error: DynamoError) -> None:
+        """See `dynamo.router.queue.QueueUser`."""
+        self._fail(error)
+
+    def _route_request(self) -> RouteRequest:
+        request = self._request
+        place, hints, pinned, prefix = self._placement
+        return RouteRequest(
+            request_id=request.request_id,
+            model=self._model.name,
+            prompt_tokens=len(request.token_ids) // 4,
+            lora=request.lora,
+            priority=place.router_priority,
+            # When the chosen worker is lost, another one is better than none.
+            pinned=None if self._failed_instances else pinned,
+            excluded=self._failed_instances,
+            prompt=PromptHashes(request.token_ids, request.lora, request.cache_salt, prefix),
+            tenant=place.tenant,
+            ttft_target_seconds=place.ttft_target_seconds,
+            session=hints.session,
+            overrides=hints.overrides,
+        )
+
+    def _send(self) -> None:
+        """Choose a worker and send it the request.
 
         Raises:
             NoInstances: nobody can take the request.
+            Overloaded: all workers are busy.
         """
         request = self._request
-        route = self._model.candidates.route(
-            RouteRequest(
-                request_id=request.request_id,
-                model=self._model.name,
-                prompt_tokens=len(request.token_ids) // 4,
-                lora=request.lora,
-                priority=request.priority,
-                excluded=self._failed_instances,
-                prompt=PromptHashes(request.token_ids, request.lora, request.cache_salt),
-            ),
-            time.monotonic(),
-        )
+        route = self._model.candidates.route(self._route_request(), time.monotonic())
         request.dp_rank = route.worker.dp_rank
+        self._metrics.worker = route.worker
         self._route = route
         worker = format_instance_id(route.worker.instance_id)
         self._span = self._tracing.span("route", self._metrics.span.context, {"worker": worker, "choice": self.choice})
@@ -151,7 +204,7 @@ class Generation:
         """Stop: the client is gone, or another choice failed. The consumer hears nothing more."""
         if not self._done:
             self._metrics.cancelled()
-            self._end(stop_engine=True)
+            self._end("cancelled", stop_engine=True)
 
     def pause(self) -> None:
         """The client reads too slowly."""
@@ -173,7 +226,7 @@ class Generation:
         if self._done or self._context.cancelled:
             return
         if self._route is not None:
-            self._route.answered()
+            self._route.answered(time.monotonic())
         try:
             output = _decode(items[0])
             for item in items[1:]:
@@ -213,6 +266,7 @@ class Generation:
         if self._route is not None:
             self._failed_instances |= {self._route.worker.instance_id}
         self._migrations_left -= 1
+        self._migrations += 1
         self._metrics.migrated()
         logger.info(
             "request %s goes on at another worker after %d tokens: %s",
@@ -225,11 +279,14 @@ class Generation:
         self._go_on(error, time.monotonic() + self._wait_seconds)
 
     def _go_on(self, error: DynamoError, until: float) -> None:
-        """Start again, waiting for a worker to appear: one that was killed is often back within a few seconds."""
+        """Start again, waiting for a worker to appear: one that was killed is often back within a few seconds.
+
+        Its turn in the queue has been: the client is in the middle of its answer.
+        """
         if self._done:
             return
         try:
-            self.start()
+            self._send()
         except NoInstances as nobody:
             if time.monotonic() < until and not self._out_of_time():
                 asyncio.get_running_loop().call_later(_WAIT_POLL_SECONDS, self._go_on, error, until)
@@ -239,6 +296,15 @@ class Generation:
         except DynamoError as routing_error:
             routing_error.__cause__ = error
             self._fail(routing_error)
+        except Exception as inner:
+            logger.exception("request %s could not be sent to another worker", self._request.request_id)
+            self._fail_inside(inner)
+
+    def _fail_inside(self, error: Exception) -> None:
+        """A router plugin may raise anything; the request must still end, and be counted as ended."""
+        failure = EngineError("internal error; the server's log has the details")
+        failure.__cause__ = error
+        self._fail(failure)
 
     def _take(self, output: LLMEngineOutput) -> None:
         ids = output.token_ids
@@ -282,23 +348,51 @@ class Generation:
             completion_tokens = self._detokenizer.completion_tokens
         if reason == "stop" and self._parser is not None and self._parser.made_tool_calls:
             reason = "tool_calls"
-        self._end(stop_engine=self._detokenizer.stopped is not None)
+        self._end(reason, stop_engine=self._detokenizer.stopped is not None)
         self._consumer.on_finish(
             self.choice, reason, Usage(self._prompt_tokens, completion_tokens, self._cached_tokens)
         )
 
     def _fail(self, error: DynamoError) -> None:
         if not self._done:
-            self._end(stop_engine=True)
+            self._end(error.code, stop_engine=True)
             self._consumer.on_failure(self.choice, error)
 
-    def _end(self, *, stop_engine: bool) -> None:
+    def _end(self, reason: str, *, stop_engine: bool) -> None:
         self._done = True
+        if self._request_log is not None:
+            self._request_log.write(self._log_entry(reason))
+        if self._queue is not None and self._queued is not None:
+            self._queue.leave(self._queued)
         if self._span is not None:
             self._span.end()
         self._release()
         if stop_engine and self._context is not None:
             self._context.cancel()
+
+    def _log_entry(self, reason: str) -> RequestEntry:
+        request, metrics, route = self._request, self._metrics, self._route
+        elapsed = metrics.elapsed_seconds()
+        return RequestEntry(
+            request_id=request.request_id,
+            arrival_unix_seconds=time.time() - elapsed,
+            endpoint=metrics.endpoint,
+            model=self._model.base_name,
+            lora=request.lora,
+            cache_salt=request.cache_salt,
+            priority=request.priority,
+            api_key_name=metrics.api_key_name,
+            block_size=self._model.card.block_size_tokens,
+            prompt=request.token_ids[: 4 * self._prompt_tokens],
+            output=self._token_ids,
+            cached_tokens=self._cached_tokens,
+            finish_reason=reason,
+            first_token_seconds=metrics.first_token_seconds(),
+            duration_seconds=elapsed,
+            migrations=self._migrations,
+            worker="" if route is None else f"{format_instance_id(route.worker.instance_id)}:{route.worker.dp_rank}",
+            tokenizer=self._model.text.tokenizer,
+        )
 
     def _release(self) -> None:
         if self._route is not None:

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from dynamo.frontend.access_log import AccessLog
 from dynamo.frontend.security.identity import current_identity
+from dynamo.protocols.addressing import WorkerKey
 from dynamo.runtime.tracing import Span
 
 __all__ = ["FrontendMetrics", "RequestMetrics"]
@@ -26,6 +27,7 @@ class FrontendMetrics:
         self.access_log: AccessLog | None = None
         self.open_requests = 0
         """Requests in work now, over all models."""
+        self._models: dict[str, _ModelMetrics] = {}
         self.requests = Counter(
             f"{prefix}_requests",
             "Requests that ended.",
@@ -48,6 +50,13 @@ class FrontendMetrics:
         self.isl = _histogram(registry, f"{prefix}_input_sequence_tokens", "Prompt tokens.", _TOKENS)
         self.osl = _histogram(registry, f"{prefix}_output_sequence_tokens", "Output tokens.", _TOKENS)
 
+    def of(self, model: str) -> _ModelMetrics:
+        """The metrics of one model."""
+        found = self._models.get(model)
+        if found is None:
+            found = self._models[model] = _ModelMetrics(self, model)
+        return found
+
     def begin(self, model: str, endpoint: str, request_id: str, span: Span, *, stream: bool) -> RequestMetrics:
         """Start to count one request; `span` ends with it."""
         return RequestMetrics(self, model, endpoint, request_id, "stream" if stream else "unary", span)
@@ -55,6 +64,30 @@ class FrontendMetrics:
     def refused(self, endpoint: str, error_type: str, status: int) -> None:
         """A request that never reached a model."""
         self.requests.labels("", endpoint, "", str(status), error_type).inc()
+
+
+class _ModelMetrics:
+    """What a request of one model counts, found once: looking up labels costs more than counting."""
+
+    def __init__(self, families: FrontendMetrics, model: str) -> None:
+        self._requests = families.requests
+        self._model = model
+        self._ended: dict[tuple[str, str, int, str], Counter] = {}
+        self.inflight = families.inflight.labels(model)
+        self.output_tokens = families.output_tokens.labels(model)
+        self.ttft = families.ttft.labels(model)
+        self.itl = families.itl.labels(model)
+        self.duration = families.duration.labels(model)
+        self.isl = families.isl.labels(model)
+        self.osl = families.osl.labels(model)
+
+    def ended(self, endpoint: str, kind: str, status: int, error_type: str) -> Counter:
+        """The counter of requests that ended so."""
+        key = (endpoint, kind, status, error_type)
+        found = self._ended.get(key)
+        if found is None:
+            found = self._ended[key] = self._requests.labels(self._model, endpoint, kind, str(status), error_type)
+        return found
 
 
 class RequestMetrics:
@@ -68,6 +101,7 @@ class RequestMetrics:
         "_kind",
         "_last",
         "_model",
+        "_of_model",
         "_open",
         "_request_id",
         "_started",
@@ -75,12 +109,15 @@ class RequestMetrics:
         "_was_cancelled",
         "prompt_tokens",
         "span",
+        "worker",
     )
 
     def __init__(
         self, families: FrontendMetrics, model: str, endpoint: str, request_id: str, kind: str, span: Span
     ) -> None:
         self.span = span
+        self.worker: WorkerKey | None = None
+        """Where the request is, or was last."""
         self._request_id = request_id
         self._identity = current_identity()
         self._families = families
@@ -95,7 +132,26 @@ class RequestMetrics:
         self._was_cancelled = False
         self.prompt_tokens = 0
         families.open_requests += 1
-        families.inflight.labels(model).inc()
+        self._of_model = families.of(model)
+        self._of_model.inflight.inc()
+
+    @property
+    def endpoint(self) -> str:
+        """Name of the endpoint that the request came in at."""
+        return self._endpoint
+
+    @property
+    def api_key_name(self) -> str:
+        """Name of the API key that made the request; "" without keys."""
+        return self._identity.name
+
+    def elapsed_seconds(self) -> float:
+        """Since the request was begun."""
+        return time.monotonic() - self._started
+
+    def first_token_seconds(self) -> float | None:
+        """From the request to its first token; None before it."""
+        return self._first - self._started if self._tokens else None
 
     def tokens(self, count: int) -> None:
         """`count` tokens arrived now."""
@@ -103,6 +159,11 @@ class RequestMetrics:
         if not self._tokens:
             self._first = self._last
         self._tokens += count
+
+    def seconds_so_far(self) -> tuple[float | None, float]:
+        """Until the first token, None before it, and until now."""
+        ttft = self._first - self._started if self._tokens else None
+        return ttft, time.monotonic() - self._started
 
     def migrated(self) -> None:
         """A stream of this request moved."""
@@ -119,22 +180,23 @@ class RequestMetrics:
         self._open = False
         families, model = self._families, self._model
         families.open_requests -= 1
-        families.inflight.labels(model).dec()
+        own = self._of_model
+        own.inflight.dec()
         if self._was_cancelled:
             families.cancellations.labels(model).inc()
             status, error_type = 499, "cancelled"
         budget = self._identity.budget
         if budget is not None and (self._tokens or status in (200, 499)):
             budget.charge(self.prompt_tokens + self._tokens)
-        families.requests.labels(model, self._endpoint, self._kind, str(status), error_type).inc()
-        families.duration.labels(model).observe(time.monotonic() - self._started)
-        families.isl.labels(model).observe(self.prompt_tokens)
-        families.osl.labels(model).observe(self._tokens)
+        own.ended(self._endpoint, self._kind, status, error_type).inc()
+        own.duration.observe(time.monotonic() - self._started)
+        own.isl.observe(self.prompt_tokens)
+        own.osl.observe(self._tokens)
         if self._tokens:
-            families.output_tokens.labels(model).inc(self._tokens)
-            families.ttft.labels(model).observe(self._first - self._started)
+            own.output_tokens.inc(self._tokens)
+            own.ttft.observe(self._first - self._started)
         if self._tokens > 1:
-            families.itl.labels(model).observe((self._last - self._first) / (self._tokens - 1))
+            own.itl.observe((self._last - self._first) / (self._tokens - 1))
         self.span.set("gen_ai.usage.input_tokens", self.prompt_tokens)
         self.span.set("gen_ai.usage.output_tokens", self._tokens)
         self.span.end(error_type or None)

@@ -3,41 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, Literal
 
-import msgspec
+from typing_extensions import Self
 
 from dynamo.errors import DynamoError, ModelNotFound, NoInstances
+from dynamo.frontend.adapters import AdapterTable
 from dynamo.frontend.artifact_fetch import ArtifactFetcher
 from dynamo.frontend.security.identity import current_identity
 from dynamo.plugins import NamedRegistry, plugins
 from dynamo.preprocessor import TextModel
+from dynamo.preprocessor.prefix_cache import PrefixCache
 from dynamo.protocols.discovery import InstanceRecord
-from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.llm import DisaggregationMode
-from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.model_card import ModelDeploymentCard
 from dynamo.router.candidates import CandidateTable
+from dynamo.router.worker_feeds import WorkerFeeds
+from dynamo.runtime.tasks import Tasks
 
 __all__ = ["ServedModel", "ServedModels"]
 
 logger = logging.getLogger(__name__)
-_decode_load = msgspec.msgpack.Decoder(WorkerLoad).decode
-_decode_events = msgspec.msgpack.Decoder(KvEventBatch).decode
+
+#: Of a name that nobody has announced, which may be as long as a body.
+_SHOWN_CHARACTERS = 256
 
 
 class ServedModel:
-    """One model: its text side and the workers that serve it."""
+    """One model: its text side and the workers that serve it. A LoRA adapter of it is a model too, see `adapter`."""
 
-    def __init__(self, card: ModelDeploymentCard, text: TextModel, candidates: CandidateTable) -> None:
+    def __init__(
+        self, card: ModelDeploymentCard, text: TextModel, candidates: CandidateTable, tokenizer_cache_bytes: int = 0
+    ) -> None:
         self.name = card.model
+        self.base_name = card.model
+        self.lora: str | None = None
+        """The adapter that requests for this model name, which `name` is then."""
         self.card = card
         self.checksum = card.checksum()
         self.text = text
         self.candidates = candidates
+        self.prefixes = PrefixCache(text.tokenizer, tokenizer_cache_bytes)
         self.created_unix_seconds = int(time.time())
         self.tool_call_parser = _installed(card.tool_call_parser, plugins().tool_call_parsers)
         self.reasoning_parser = _installed(card.reasoning_parser, plugins().reasoning_parsers)
@@ -46,6 +56,12 @@ class ServedModel:
     def context_length_tokens(self) -> int:
         """Prompt and answer together."""
         return self.card.context_length_tokens
+
+    def adapter(self, name: str) -> Self:
+        """This model with a LoRA adapter: the same text side and candidates, of which the router takes the holders."""
+        made = copy.copy(self)
+        made.name = made.lora = name
+        return made
 
 
 def _installed(name: str | None, registry: NamedRegistry[Any]) -> str | None:
@@ -59,15 +75,24 @@ def _installed(name: str | None, registry: NamedRegistry[Any]) -> str | None:
 class ServedModels:
     """Models by name and alias, kept current by discovery."""
 
-    def __init__(self, fetcher: ArtifactFetcher, make_candidates: Callable[[str], CandidateTable]) -> None:
+    def __init__(
+        self,
+        fetcher: ArtifactFetcher,
+        make_candidates: Callable[[str], CandidateTable],
+        tokenizer_cache_bytes: int = 0,
+    ) -> None:
+        """Each model keeps tokenized beginnings of prompts in up to `tokenizer_cache_bytes`."""
         self._fetcher = fetcher
         self._make_candidates = make_candidates
+        self._tokenizer_cache_bytes = tokenizer_cache_bytes
         self._models: dict[str, ServedModel] = {}
         self._names: dict[str, str] = {}
+        self._adapters = AdapterTable()
         self._pending: dict[str, list[InstanceRecord]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._caught_up = False
-        self._unreadable = False
+        self.feeds = WorkerFeeds(self._table)
+        """Listeners of what workers publish."""
 
     def on_instance(self, kind: Literal["put", "delete"], record: InstanceRecord) -> None:
         """Listener of `dynamo.runtime.instances.Instances`."""
@@ -86,11 +111,11 @@ class ServedModels:
             NoInstances: it is known, and nobody serves it now.
         """
         known = self._names.get(name)
+        if known is None and self._adapters.known(name):
+            return self._get_adapter(name)
         identity = current_identity()
         if not identity.may_use(name, known or name) or (known is None and name not in self._announced()):
-            usable = [repr(model.name) for model in self.ready() if identity.may_use(model.name)]
-            served = ", ".join(usable) or "none yet"
-            raise ModelNotFound(f"the model {name!r} does not exist; served: {served}", param="model")
+            raise self._not_found(name)
         if known is None:
             raise NoInstances(f"the tokenizer of {name!r} is still being read", param="model", retry_after_seconds=1)
         model = self._models.get(known)
@@ -98,19 +123,48 @@ class ServedModels:
             raise NoInstances(f"no worker serves {name!r} now", param="model", retry_after_seconds=2)
         return model
 
+    def _table(self, name: str) -> CandidateTable | None:
+        model = self._models.get(name)
+        return None if model is None else model.candidates
+
+    def _get_adapter(self, name: str) -> ServedModel:
+        # A key that may use the base model may not therefore use what was trained on somebody's data.
+        if not current_identity().may_use(name):
+            raise self._not_found(name)
+        base = self._models.get(self._adapters.base_of(name) or "")
+        if base is None:
+            raise NoInstances(f"no worker holds the LoRA {name!r} now", param="model", retry_after_seconds=2)
+        return base.adapter(name)
+
+    def _not_found(self, name: str) -> ModelNotFound:
+        identity = current_identity()
+        usable = [repr(model.name) for model in self.ready() if identity.may_use(model.name)]
+        served = ", ".join(usable) or "none yet"
+        return ModelNotFound(f"the model {name[:_SHOWN_CHARACTERS]!r} does not exist; served: {served}", param="model")
+
+    def crowded(self, name: str) -> bool:
+        """Whether requests wait at every worker of the model: work that is in no hurry should not come now."""
+        model = self._models.get(self._names.get(name) or self._adapters.base_of(name) or name)
+        return model is not None and model.candidates.crowded(time.monotonic())
+
     def ready(self) -> list[ServedModel]:
-        """Models with at least one worker, by name."""
+        """Models with at least one worker, by name; without their adapters."""
         return [self._models[name] for name in sorted(self._models) if len(self._models[name].candidates)]
 
     def names(self) -> dict[str, ServedModel]:
-        """Every name and alias of the models that are ready and that the API key may use."""
+        """Every name, alias and adapter of the models that are ready and that the API key may use."""
         ready = {model.name: model for model in self.ready()}
         identity = current_identity()
-        return {
+        found = {
             name: ready[target]
-            for name, target in sorted(self._names.items())
+            for name, target in self._names.items()
             if target in ready and identity.may_use(name, target)
         }
+        for name in self._adapters.names():
+            base = ready.get(self._adapters.base_of(name) or "")
+            if base is not None and name not in self._names and identity.may_use(name):
+                found[name] = base.adapter(name)
+        return dict(sorted(found.items()))
 
     def state(self) -> str | None:
         """None once every model that was announced at the start can be served; see `dynamo.runtime.health.Health`."""
@@ -123,50 +177,35 @@ class ServedModels:
         self._caught_up = True
         return None
 
+    def tables(self) -> dict[str, CandidateTable]:
+        """The candidates of every model that was ever served, by its name."""
+        return {name: model.candidates for name, model in sorted(self._models.items())}
+
     def configure(self, change: Callable[[CandidateTable], None]) -> None:
         """Apply `change` to the candidates of every model."""
         for model in self._models.values():
             change(model.candidates)
 
-    def on_load(self, payload: bytes) -> None:
-        """Listener of the event plane: what a worker says of its load."""
-        try:
-            load = _decode_load(payload)
-        except msgspec.MsgspecError as error:
-            logger.warning("a load message is not readable: %s", error)
-            return
-        model = self._models.get(load.model)
-        if model is not None:
-            model.candidates.take_load(load, time.monotonic())
-
-    def on_kv_events(self, payload: bytes) -> None:
-        """Listener of the event plane: how a worker's cache has changed."""
-        try:
-            batch = _decode_events(payload)
-        except msgspec.MsgspecError as error:
-            # One broken worker could fill the log.
-            logger.log(logging.DEBUG if self._unreadable else logging.WARNING, "unreadable KV events: %s", error)
-            self._unreadable = True
-            return
-        model = self._models.get(batch.model)
-        if model is not None:
-            model.candidates.take_events(batch)
+    def drain(self) -> None:
+        """This process goes down: requests that wait for a worker are answered, those at one go on."""
+        for model in self._models.values():
+            model.candidates.drain()
 
     async def close(self) -> None:
         """Stop what is being fetched."""
         for model in self._models.values():
             await model.candidates.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     def _add(self, record: InstanceRecord, card: ModelDeploymentCard) -> None:
         model = self._models.get(card.model)
         if model is None:
             waiting = self._pending.setdefault(card.model, [])
-            waiting.append(record)
-            if len(waiting) == 1:
-                self._spawn(self._load(card.model))
+            first = not waiting
+            # Of one worker the last record counts: its adapters may have changed meanwhile.
+            waiting[:] = [other for other in waiting if other.instance_id != record.instance_id] + [record]
+            if first:
+                self._tasks.spawn(self._load(card.model))
         elif card.checksum() != model.checksum and len(model.candidates):
             logger.error(
                 "worker %014x is not used: its tokenizer or chat template for %r differs from that of the workers "
@@ -176,7 +215,9 @@ class ServedModels:
             )
         elif card.checksum() != model.checksum:
             # The model was replaced while nobody served it: begin anew.
-            del self._models[card.model]
+            replaced = self._models.pop(card.model).candidates
+            replaced.drain()
+            self._tasks.spawn(replaced.close())
             self._add(record, card)
         else:
             self._put(model, record, card)
@@ -188,17 +229,21 @@ class ServedModels:
             owner = self._names.setdefault(name, card.model)
             if owner != card.model:
                 logger.warning("alias %r of %r is taken by %r", name, card.model, owner)
+        for name in self._adapters.put(record.instance_id, card.model, card.loras):
+            if name in self._names:
+                logger.warning("adapter %r of %r has the name of a model and cannot be used", name, card.model)
 
     def _remove(self, instance_id: int) -> None:
         for model in self._models.values():
             model.candidates.remove(instance_id)
+        self._adapters.remove(instance_id)
         for name, records in self._pending.items():
             self._pending[name] = [record for record in records if record.instance_id != instance_id]
 
     def _announced(self) -> set[str]:
-        """Names and aliases of the models that workers have announced and that cannot be served yet."""
+        """Names, aliases and adapters of the models that workers have announced and that cannot be served yet."""
         cards = [record.card for records in self._pending.values() for record in records]
-        return {name for card in cards if card is not None for name in (card.model, *card.aliases)}
+        return {name for card in cards if card is not None for name in (card.model, *card.aliases, *card.loras)}
 
     async def _load(self, name: str) -> None:
         """Fetch the text side from whichever announced worker gives it, then let all of them in."""
@@ -217,7 +262,7 @@ class ServedModels:
                     waiting.append(waiting.pop(waiting.index(record)))
                 await asyncio.sleep(0.5)
                 continue
-            model = ServedModel(card, text, self._make_candidates(name))
+            model = ServedModel(card, text, self._make_candidates(name), self._tokenizer_cache_bytes)
             self._models[name] = model
             for waiting_record in self._pending.pop(name):
                 if waiting_record.card is not None:
@@ -225,8 +270,3 @@ class ServedModels:
             logger.info("model %r is served", name)
             return
         self._pending.pop(name, None)
-
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -20,6 +20,11 @@ _SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "api_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
+_UPLOAD = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"const": "batch"}},
+}
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
 
 
@@ -95,6 +100,8 @@ def _operation(route: Route, references: dict[type[msgspec.Struct], dict[str, An
     if route.request is not None:
         content = {"application/json": {"schema": references[route.request]}}
         operation["requestBody"] = {"required": True, "content": content}
+    if route.form:
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _UPLOAD}}}
     if route.access is not Access.OPEN:
         # The empty alternative: without configured keys none is asked for.
         operation["security"] = [{"bearer": []}, {"api_key": []}, {}]
@@ -107,11 +114,13 @@ def _responses(route: Route) -> dict[str, Any]:
         content["text/event-stream"] = {"schema": {"type": "string"}}
     responses: dict[str, Any] = {"200": {"description": "Success.", "content": content}}
     names_a_model = route.request is not None or "{" in route.path
-    if route.request is not None:
+    if route.request is not None or route.form:
         responses["400"] = _refusal("The request is wrong; `param` names the field.")
         responses["413"] = _refusal("The body is too large.")
     if route.access is not Access.OPEN:
         responses["401"] = _refusal("No API key, or a wrong one.")
+    if route.access is Access.ADMIN:
+        responses["403"] = _refusal("The API key is no admin's.")
     if names_a_model:
         responses["404"] = _refusal("There is no such model, or the API key may not use it.")
         responses["503"] = {**_refusal("Nobody can serve it now."), "headers": _RETRY_AFTER}

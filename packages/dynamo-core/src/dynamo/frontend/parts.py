@@ -17,7 +17,7 @@ from dynamo.errors import DynamoError
 from dynamo.frontend.answers import Answer, start_events
 from dynamo.frontend.generation import Delta
 from dynamo.frontend.metrics import RequestMetrics
-from dynamo.protocols.llm import Usage
+from dynamo.protocols.llm import TokenLogprob, Usage
 from dynamo.protocols.parsing import ToolCallDelta
 from dynamo.runtime.http import Exchange
 
@@ -36,6 +36,10 @@ class Part(msgspec.Struct):
     name: str = ""
     """The function of a call."""
     pieces: list[str] = []
+    logprobs: list[TokenLogprob] = []
+    """Of a text, when they were asked for: one per token."""
+    new_logprobs: list[TokenLogprob] = []
+    """Those of the text that the format is given now."""
     cut: bool = False
     """Whether the token limit ended the answer within it."""
     head: bytes = b""
@@ -107,7 +111,9 @@ class PartAnswer(Answer):
         *,
         stream: bool,
         before_end: BeforeEnd | None = None,
+        token_text: Callable[[int], str] | None = None,
     ) -> None:
+        """`token_text` is that of the model, where logprobs may be asked for."""
         super().__init__(exchange, metrics)
         self._format = part_format
         self._streams = stream
@@ -119,14 +125,21 @@ class PartAnswer(Answer):
         self._reason = ""
         self._stop_string: str | None = None
         self._reasoning_tokens = 0
+        self._token_text = token_text
+        self._held_logprobs: list[TokenLogprob] = []
+        """Of tokens whose text is not out yet."""
 
     def on_delta(self, choice: int, delta: Delta) -> None:  # noqa: ARG002
         """Sort what has come into parts, and stream it."""
         if delta.reasoning:
             self._append("reasoning", delta.reasoning)
             self._reasoning_tokens += _reasoning_tokens(delta)
+        if delta.logprobs:
+            self._held_logprobs += delta.logprobs[_reasoning_tokens(delta) if delta.reasoning else 0 :]
         if delta.text:
             self._append("text", delta.text)
+        elif delta.reasoning or delta.tool_calls:
+            self._held_logprobs = []
         for call in delta.tool_calls:
             self._append_call(call)
         if self._streams and (self._events or not self._opened):
@@ -190,6 +203,13 @@ class PartAnswer(Answer):
         return part
 
     def _add(self, part: Part, text: str) -> None:
+        if part.kind == "text" and self._held_logprobs:
+            held, self._held_logprobs = self._held_logprobs, []
+            # What begins a text may come with the mark that ended the reasoning before it.
+            part.new_logprobs = held if part.pieces or self._token_text is None else _tail(held, text, self._token_text)
+            part.logprobs = part.logprobs + part.new_logprobs
+        else:
+            part.new_logprobs = []
         part.pieces.append(text)
         if self._streams:
             self._events.append(self._format.part_delta(part, text))
@@ -207,6 +227,15 @@ class PartAnswer(Answer):
         opening = b"" if self._opened else self._opening()
         events, self._events = self._events, []
         return opening + b"".join(events)
+
+
+def _tail(logprobs: list[TokenLogprob], text: str, token_text: Callable[[int], str]) -> list[TokenLogprob]:
+    """Those of the last tokens, as many as `text` is made of."""
+    missing, start = len(text), len(logprobs)
+    while missing > 0 and start > 0:
+        start -= 1
+        missing -= len(token_text(logprobs[start].token_id))
+    return logprobs[start:]
 
 
 def _reasoning_tokens(delta: Delta) -> int:

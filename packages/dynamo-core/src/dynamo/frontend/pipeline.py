@@ -6,7 +6,6 @@ come in at `Pipeline.begin_chat`.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
@@ -19,8 +18,11 @@ from dynamo.frontend.formats import ChatFormat, CompletionFormat
 from dynamo.frontend.generation import Generation, Services
 from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
+from dynamo.frontend.nvext import Nvext, annotation_events, extra_body
+from dynamo.frontend.placement import request_placement
 from dynamo.frontend.prompts import Prompt, Prompts, chat_prompts, completion_prompts, prompt_count
 from dynamo.frontend.refusals import Refusals, check_room, request_id
+from dynamo.frontend.request_log import RequestLog
 from dynamo.frontend.requests import (
     ChatRequest,
     CommonParameters,
@@ -29,6 +31,7 @@ from dynamo.frontend.requests import (
     check_common,
     check_completion,
     decode_body,
+    take_hints,
 )
 from dynamo.frontend.sampling import guided_decoding, sampling_options, stop_conditions, stop_strings
 from dynamo.frontend.settings import FrontendSettings
@@ -38,6 +41,7 @@ from dynamo.preprocessor.detokenizer import Detokenizer
 from dynamo.protocols.llm import GuidedDecoding, PreprocessedRequest, SamplingOptions, pack_token_ids
 from dynamo.protocols.planes import RequestPlane
 from dynamo.runtime.http import Exchange
+from dynamo.runtime.tasks import Tasks
 from dynamo.runtime.tracing import Tracing, trace_context
 
 __all__ = ["ChatCall", "MakeAnswer", "Pipeline"]
@@ -85,19 +89,22 @@ class Pipeline:
         metrics: FrontendMetrics,
         tracing: Tracing,
         settings: FrontendSettings,
+        request_log: RequestLog | None = None,
     ) -> None:
         self._models = models
         self._tracing = tracing
-        self._services = Services(plane, tracing, settings.migration_limit, settings.migration_wait_seconds)
+        self._services = Services(
+            plane, tracing, settings.migration_limit, settings.migration_wait_seconds, request_log
+        )
         self._metrics = metrics
         self._settings = settings
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     def chat(self, exchange: Exchange) -> None:
         """Route handler of chat completions."""
         with Refusals(self._metrics, exchange, "chat_completions"):
             check_room(self._metrics, self._settings.max_inflight_requests)
-            request = decode_body(exchange.body, ChatRequest)
+            request = decode_body(exchange.body, ChatRequest, strict=self._settings.strict)
             answer_id = f"chatcmpl-{request_id(exchange)}"
 
             def make_answer(model: ServedModel, prompts: list[Prompt], metrics: RequestMetrics) -> Answer:
@@ -109,6 +116,8 @@ class Pipeline:
                     include_usage=_include_usage(request),
                     logprobs=bool(request.logprobs),
                 )
+                if request.nvext is not None:
+                    chat_format.extend(extra_body(request.nvext, metrics), _annotations(request.nvext, prompts))
                 choices = len(prompts) * (request.n or 1)
                 return create_answer(exchange, chat_format, metrics, stream=request.stream, choices=choices)
 
@@ -118,7 +127,8 @@ class Pipeline:
         """Route handler of completions."""
         with Refusals(self._metrics, exchange, "completions"):
             check_room(self._metrics, self._settings.max_inflight_requests)
-            request = decode_body(exchange.body, CompletionRequest)
+            request = decode_body(exchange.body, CompletionRequest, strict=self._settings.strict)
+            take_hints(request)
             check_common(request, max_stop_strings=self._settings.max_stop_strings)
             check_completion(request)
             # Before anything is tokenized: thousands of prompts in one body are refused for free.
@@ -137,6 +147,8 @@ class Pipeline:
                     logprobs=request.logprobs is not None,
                     echoes=echoes,
                 )
+                if request.nvext is not None:
+                    completion_format.extend(extra_body(request.nvext, metrics), _annotations(request.nvext, prompts))
                 return create_answer(exchange, completion_format, metrics, stream=request.stream, choices=len(echoes))
 
             job = _Job(exchange, "completions", answer_id, request, model, request.max_tokens, make_answer)
@@ -152,6 +164,7 @@ class Pipeline:
             ModelNotFound, NoInstances: the model cannot be used.
         """
         request = call.request
+        take_hints(request)
         check_common(request, max_stop_strings=self._settings.max_stop_strings)
         check_chat(request)
         check_tools(request)
@@ -166,9 +179,7 @@ class Pipeline:
 
     async def close(self) -> None:
         """Stop what is being prepared."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     def _check_choices(self, total: int) -> None:
         if total > self._settings.max_choices:
@@ -180,9 +191,7 @@ class Pipeline:
         if isinstance(prompts, list):
             self._start(job, prompts)
             return
-        task = asyncio.get_running_loop().create_task(self._start_later(job, prompts))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(self._start_later(job, prompts))
 
     async def _start_later(self, job: _Job, prompts: Coroutine[Any, Any, list[Prompt]]) -> None:
         with Refusals(self._metrics, job.exchange, job.endpoint):
@@ -195,6 +204,11 @@ class Pipeline:
         request, model = job.request, job.model
         choices = request.n or 1
         limits = [_token_limit(prompt, job.max_tokens, model.context_length_tokens) for prompt in prompts]
+        stops = stop_strings(request)
+        overrides_for_all = model.candidates.overrides_for_all
+        placement = request_placement(
+            job.exchange.headers, request.priority, request.nvext, overrides_for_all=overrides_for_all
+        )
         span = self._tracing.span(
             job.endpoint,
             trace_context(job.exchange.headers),
@@ -203,10 +217,9 @@ class Pipeline:
         metrics = self._metrics.begin(model.name, job.endpoint, job.id, span, stream=request.stream)
         metrics.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         answer = job.make_answer(model, prompts, metrics)
-        stops = stop_strings(request)
         generations = []
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-            template = self._engine_request(job, prompt, limit)
+            template = self._engine_request(job, prompt, limit, placement.place.priority)
             tail = prompt.token_ids[-_PROMPT_TAIL_TOKENS:].tolist()
             for index in range(choices):
                 choice = number * choices + index
@@ -224,18 +237,30 @@ class Pipeline:
                     min_tokens=request.min_tokens or 0,
                 )
                 generations.append(
-                    Generation(choice, engine_request, model, detokenizer, parser, answer, metrics, self._services)
+                    Generation(
+                        choice,
+                        engine_request,
+                        model,
+                        detokenizer,
+                        parser,
+                        answer,
+                        metrics,
+                        self._services,
+                        placement._replace(prefix=prompt.prefix),
+                    )
                 )
         answer.begin(generations, choices)
 
-    def _engine_request(self, job: _Job, prompt: Prompt, max_tokens: int) -> PreprocessedRequest:
+    def _engine_request(self, job: _Job, prompt: Prompt, max_tokens: int, priority: int) -> PreprocessedRequest:
         return PreprocessedRequest(
             request_id=job.id,
             model=job.model.name,
             token_ids=pack_token_ids(prompt.token_ids),
             stop=stop_conditions(job.request, max_tokens),
+            lora=job.model.lora,
             cache_salt=job.request.cache_salt,
-            priority=job.request.priority,
+            # Engines go by it too: who may not push in here may not do so there.
+            priority=priority,
             guided=job.guided,
             deadline_unix_seconds=time.time() + self._settings.request_timeout_seconds,
         )
@@ -261,6 +286,12 @@ def _sampling(job: _Job, index: int) -> SamplingOptions:
     if job.prompt_logprobs is None:
         return options
     return msgspec.structs.replace(options, prompt_logprobs=job.prompt_logprobs)
+
+
+def _annotations(nvext: Nvext, prompts: list[Prompt]) -> bytes:
+    if not nvext.annotations:
+        return b""
+    return annotation_events(nvext, [prompt.text for prompt in prompts], [p.token_ids.tolist() for p in prompts])
 
 
 def _include_usage(request: CommonParameters) -> bool:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import msgspec
+
+from dynamo.errors import EngineError
 from dynamo.frontend.models import ServedModels
+from dynamo.frontend.replicas import REPLICA_ENDPOINT
+from dynamo.frontend.shared_metrics import SharedMetrics
 from dynamo.protocols.addressing import format_instance_id
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.http import Exchange
+from dynamo.runtime.tasks import Tasks
 from dynamo.runtime.telemetry import METRICS_CONTENT_TYPE, render_metrics
 
 __all__ = ["Probes"]
 
 
 class Probes:
-    """The route handlers. With `private` models and workers are not named: a probe sends no API key."""
+    """The route handlers. With `private` models and workers are not named: a probe sends no API key.
 
-    def __init__(self, runtime: DistributedRuntime, models: ServedModels, *, private: bool) -> None:
+    `shared` has the metrics of the frontends beside this one; None: there are none.
+    """
+
+    def __init__(
+        self, runtime: DistributedRuntime, models: ServedModels, *, private: bool, shared: SharedMetrics | None = None
+    ) -> None:
+        self._shared = shared
+        self._tasks = Tasks()
         self._runtime = runtime
         self._models = models
         self._private = private
@@ -36,7 +50,19 @@ class Probes:
 
     def metrics(self, exchange: Exchange) -> None:
         """Prometheus' text format."""
-        exchange.respond(200, render_metrics(self._runtime.metrics), METRICS_CONTENT_TYPE)
+        if self._shared is None:
+            exchange.respond(200, render_metrics(self._runtime.metrics), METRICS_CONTENT_TYPE)
+            return
+        self._tasks.spawn(self._all_metrics(exchange, self._shared))
+
+    async def _all_metrics(self, exchange: Exchange, shared: SharedMetrics) -> None:
+        try:
+            text = await asyncio.to_thread(shared.render)
+        except (OSError, msgspec.MsgspecError) as error:
+            # A part of the counts would look like a restart.
+            exchange.respond_error(EngineError(f"the metrics of the other frontends cannot be read: {error}"))
+        else:
+            exchange.respond(200, text, METRICS_CONTENT_TYPE)
 
     def _instances(self) -> list[dict[str, Any]]:
         return [
@@ -46,4 +72,5 @@ class Probes:
                 "model": record.card.model if record.card else None,
             }
             for record in self._runtime.instances.all()
+            if record.endpoint != REPLICA_ENDPOINT
         ]

@@ -14,7 +14,7 @@ __all__ = ["follow_router_settings"]
 logger = logging.getLogger(__name__)
 
 #: What is made once, when a process starts: a change of these waits for the next start.
-_FIXED = ("router_mode", "router_use_kv_events", "explain", "router_decision_log_size")
+_FIXED = ("router_mode", "router_use_kv_events", "explain", "router_decision_log_size", "router_shadow_modes")
 
 
 def follow_router_settings(

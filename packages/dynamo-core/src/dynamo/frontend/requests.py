@@ -6,13 +6,16 @@ ignored, as OpenAI does. Ranges are checked after decoding, by :func:`check_comm
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 import msgspec
 
+from dynamo.config.settings import nearest
 from dynamo.errors import InvalidRequest
+from dynamo.frontend.nvext import AgentHints, Nvext
 
 __all__ = [
     "ChatRequest",
@@ -26,6 +29,7 @@ __all__ = [
     "check_range",
     "check_stop",
     "decode_body",
+    "take_hints",
 ]
 
 R = TypeVar("R", bound=msgspec.Struct)
@@ -36,6 +40,10 @@ TokenId: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 STOP_STRING_LIMIT_CHARACTERS = 1024
 _TOKEN_ID_DIGITS = 10
+#: Of a parameter that nobody knows, which may be as long as the body.
+_SHOWN_CHARACTERS = 64
+#: Parameters that are objects of our own.
+_NESTED: dict[str, type[msgspec.Struct]] = {"nvext": Nvext, "agent_hints": AgentHints}
 _PATH = re.compile(r" - at `\$\.?(.*)`\Z")
 
 
@@ -69,10 +77,29 @@ class CommonParameters(msgspec.Struct, kw_only=True):
     cache_salt: str | None = None
     priority: Priority = 0
     user: str | None = None
+    nvext: Nvext | None = None
 
 
 class ChatRequest(CommonParameters, kw_only=True):
     """``POST /v1/chat/completions``."""
+
+    #: OpenAI's parameters that have no effect here; a strict frontend takes them all the same.
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        {
+            "audio",
+            "metadata",
+            "modalities",
+            "prediction",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+            "reasoning_effort",
+            "safety_identifier",
+            "service_tier",
+            "store",
+            "verbosity",
+            "web_search_options",
+        }
+    )
 
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
@@ -98,20 +125,35 @@ class CompletionRequest(CommonParameters, kw_only=True):
     best_of: int | None = None
 
 
-def decode_body(body: bytes, request_type: type[R]) -> R:
+def decode_body(body: bytes, request_type: type[R], *, strict: bool = False) -> R:
     """Decode a JSON body.
 
     Raises:
-        InvalidRequest: it is not JSON, or a field has the wrong type; `param` is the path of the field.
+        InvalidRequest: it is not JSON, or a field has the wrong type; `param` is the path of the field. With `strict`
+            also when a parameter is unknown.
     """
     try:
-        return msgspec.json.decode(body, type=request_type)
+        request = msgspec.json.decode(body, type=request_type)
+        given = msgspec.json.decode(body) if strict else {}
     except msgspec.ValidationError as error:
         raise _validation_error(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the request body is not valid JSON: {error}", reason="invalid_json") from error
     except RecursionError as error:
         raise InvalidRequest("the request body is nested too deeply", reason="invalid_json") from error
+    _refuse_unknown(given, request_type)
+    return request
+
+
+def take_hints(request: CommonParameters) -> None:
+    """Make parameters of what ``nvext`` says in its own way; a `priority` of the request itself counts more."""
+    nvext = request.nvext
+    if nvext is None:
+        return
+    if nvext.greed_sampling:
+        request.temperature = 0.0
+    if nvext.agent_hints is not None and nvext.agent_hints.priority is not None and not request.priority:
+        request.priority = -nvext.agent_hints.priority
 
 
 def check_common(request: CommonParameters, *, max_stop_strings: int) -> None:
@@ -225,6 +267,29 @@ def check_range(param: str, value: float | None, low: float, high: float, *, ope
         span = f"{'above' if open_low else 'at least'} {low:g}"
         span += "" if high == math.inf else f" and at most {high:g}"
         raise InvalidRequest(f"'{param}' is {value!r}; it must be {span}", param=param)
+
+
+@functools.lru_cache(maxsize=64)
+def _parameters(kind: type[msgspec.Struct]) -> frozenset[str]:
+    # Once per type: msgspec evaluates all annotations again for each call.
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
+
+
+def _refuse_unknown(given: Any, kind: type[msgspec.Struct], path: str = "") -> None:
+    known = _parameters(kind)
+    for name, value in given.items():
+        if name not in known and name not in getattr(kind, "IGNORED", ()):
+            name = name[:_SHOWN_CHARACTERS]  # noqa: PLW2901 - before it is compared and shown
+            hint = nearest(name, sorted(known))
+            raise InvalidRequest(
+                f"unknown parameter '{path}{name}'",
+                param=f"{path}{name}",
+                reason="unknown_parameter",
+                hint=f"did you mean '{path}{hint}'?" if hint else None,
+            )
+        inner = _NESTED.get(name)
+        if inner is not None and isinstance(value, dict):
+            _refuse_unknown(value, inner, f"{path}{name}.")
 
 
 def _validation_error(message: str) -> InvalidRequest:

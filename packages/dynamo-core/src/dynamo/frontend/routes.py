@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 
 from dynamo.errors import DynamoError
-from dynamo.frontend.security import Cors, Security
+from dynamo.frontend.security import AdminRequired, Cors, Security, current_identity
 from dynamo.runtime.http import Exchange, HttpServer, RouteHandler
 
 __all__ = ["Access", "Route", "install"]
@@ -32,6 +32,8 @@ class Access(enum.Enum):
     """Whoever has a key."""
     METERED = "metered"
     """As KEY, and it counts as a request of that key."""
+    ADMIN = "admin"
+    """Whoever has an admin's key."""
 
 
 class Route(NamedTuple):
@@ -49,6 +51,8 @@ class Route(NamedTuple):
     """Content type of a success."""
     streams: bool = False
     """Whether ``"stream": true`` makes it server-sent events."""
+    form: bool = False
+    """Whether the body is a form with a file, which the handler reads in pieces; see `HttpServer.route`."""
     render_error: RenderError | None = None
     """Status and body of an error; None: OpenAI's."""
 
@@ -59,6 +63,8 @@ def install(server: HttpServer, routes: Sequence[Route], security: Security | No
     for route in routes:
         handler = route.handler
         if security is not None and route.access is not Access.OPEN:
+            if route.access is Access.ADMIN:
+                handler = _for_admins(handler)
             handler = security.guard(handler, metered=route.access is Access.METERED)
         if route.render_error is not None:
             # Outside the guard: refusals of keys are rendered too.
@@ -67,11 +73,23 @@ def install(server: HttpServer, routes: Sequence[Route], security: Security | No
             # Outermost: a page must be able to read why it was refused.
             handler = cors.allow(handler)
         path = _PARAMETER.sub("*", route.path)
-        server.route(route.method, path, handler)
+        server.route(route.method, path, handler, streams_body=route.form)
         methods.setdefault(path, []).append(route.method)
     if cors is not None:
         for path, served in methods.items():
             server.route("OPTIONS", path, cors.preflight(served))
+
+
+def _for_admins(handler: RouteHandler) -> RouteHandler:
+    def handle(exchange: Exchange) -> None:
+        if not current_identity().admin:
+            raise AdminRequired(
+                f"{exchange.method} {exchange.path} is for admin keys only",
+                hint="set `admin: true` for the key in --api-key-file",
+            )
+        handler(exchange)
+
+    return handle
 
 
 def _rendering(handler: RouteHandler, render_error: RenderError) -> RouteHandler:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from dynamo.errors import InvalidRequest
-from dynamo.frontend.prompts import INLINE_TEXT_CHARACTERS
-from dynamo.preprocessor.tokenizer import Tokenizer
+from dynamo.preprocessor.tokenizer import Tokenizer, in_encode_thread
 
 __all__ = ["checked_ids", "encode_texts"]
 
@@ -28,7 +26,7 @@ async def encode_texts(
         return [tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts]
 
     # The sum counts: a thousand short texts hold the loop up like one long one.
-    return encode() if sum(map(len, texts)) <= INLINE_TEXT_CHARACTERS else await asyncio.to_thread(encode)
+    return encode() if sum(map(len, texts)) <= tokenizer.inline_characters else await in_encode_thread(encode)
 
 
 def checked_ids(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> npt.NDArray[np.uint32]:

@@ -13,15 +13,18 @@ import numpy.typing as npt
 from dynamo.errors import InvalidRequest
 from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
-from dynamo.frontend.prompts import INLINE_TEXT_CHARACTERS, chat_prompts
+from dynamo.frontend.prompts import chat_prompts
 from dynamo.frontend.refusals import Refusals
 from dynamo.frontend.requests import ChatRequest, check_chat, decode_body
 from dynamo.frontend.token_inputs import checked_ids, encode_texts
 from dynamo.runtime.http import Exchange
+from dynamo.runtime.tasks import Tasks
 
 __all__ = ["DetokenizeRequest", "Tokenization", "TokenizeRequest"]
 
 T = TypeVar("T")
+#: More ids are looked at beside the event loop.
+_INLINE_IDS = 8192
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
@@ -55,7 +58,7 @@ class Tokenization:
     def __init__(self, models: ServedModels, metrics: FrontendMetrics) -> None:
         self._models = models
         self._metrics = metrics
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     def tokenize(self, exchange: Exchange) -> None:
         """Route handler."""
@@ -74,14 +77,12 @@ class Tokenization:
 
     async def close(self) -> None:
         """Stop what is running."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     def _model(self, name: str | None) -> ServedModel:
         if name is not None:
             return self._models.get(name)
-        served = {model.name: model for model in self._models.names().values()}
+        served = {model.name: model for model in self._models.names().values() if model.lora is None}
         if len(served) != 1:
             raise InvalidRequest(f"'model' is missing, and {len(served)} models are served", param="model")
         return next(iter(served.values()))
@@ -91,9 +92,7 @@ class Tokenization:
             with Refusals(self._metrics, exchange, endpoint):
                 await work
 
-        task = asyncio.get_running_loop().create_task(answer())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.spawn(answer())
 
     async def _tokenize(self, exchange: Exchange, request: TokenizeRequest, model: ServedModel) -> None:
         ids = await _ids(request, model)
@@ -141,7 +140,7 @@ async def _detokenize(
 
 async def _beside_when_long(ids: npt.NDArray[np.uint32], work: Callable[[], T]) -> T:
     """``work()``, off the event loop when there are many ids to look at."""
-    return work() if len(ids) <= INLINE_TEXT_CHARACTERS else await asyncio.to_thread(work)
+    return work() if len(ids) <= _INLINE_IDS else await asyncio.to_thread(work)
 
 
 def _check(request: TokenizeRequest) -> None:

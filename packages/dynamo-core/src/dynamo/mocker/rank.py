@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from dynamo.mocker.core import EngineCore, StepResult
 from dynamo.mocker.sequence import Sequence
+from dynamo.runtime.tasks import within
 
 __all__ = ["Pace", "Rank"]
 
@@ -57,7 +58,7 @@ class Pace:
             return
         seconds = None if until is None else max(0.0, until - self.now()) / self._ratio
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(event.wait(), seconds)
+            await within(seconds, event.wait())
 
 
 class Rank:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -11,12 +10,11 @@ import click
 import msgspec
 
 from dynamo.config import Settings, setting, setting_infos, settings_from_flags, settings_options
+from dynamo.config.foreign_flags import ForeignFlag, without_foreign_flags
 from dynamo.config.settings import nearest
 from dynamo.errors import ConfigError
 
 __all__ = ["MockerSettings", "flags_help", "is_foreign", "parse_flags"]
-
-logger = logging.getLogger(__name__)
 
 
 class MockerSettings(Settings):
@@ -92,6 +90,7 @@ _FOREIGN = frozenset(
         "--no-enable-session-prefix-index",
     }
 )
+_IGNORED = ForeignFlag(None, "nothing in this simulation depends on it")
 _FOREIGN_FAMILIES = ("--ais-", "--aic-", "--sglang-", "--router-", "--no-router-")
 #: Names of settings in other simulators' JSON files.
 _OTHER_NAMES = {"num_gpu_blocks_override": "num_gpu_blocks", "dp_size": "data_parallel_size"}
@@ -109,9 +108,8 @@ def parse_flags(argv: Sequence[str]) -> MockerSettings:
     Raises:
         ConfigError: a flag is unknown (the nearest known one is named), or a value is wrong.
     """
-    own, foreign = _split(argv)
-    if foreign:
-        logger.warning("the mocker has no use for these flags and ignores them: %s", " ".join(foreign))
+    foreign = {name: _IGNORED for argument in argv if is_foreign(name := argument.partition("=")[0])}
+    own = list(without_foreign_flags(argv, foreign))
     try:
         flags: dict[str, Any] = _command().main(own, prog_name="mocker", standalone_mode=False)
     except click.NoSuchOption as error:
@@ -138,21 +136,6 @@ def _command() -> click.Command:
         return flags
 
     return mocker
-
-
-def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Our arguments, and the names of the foreign flags; the value behind one goes with it."""
-    own: list[str] = []
-    foreign: list[str] = []
-    skipping = False
-    for argument in argv:
-        if argument.startswith("--"):
-            skipping = is_foreign(argument)
-            if skipping:
-                foreign.append(argument.partition("=")[0])
-        if not skipping:
-            own.append(argument)
-    return own, foreign
 
 
 def _read_arguments(path: Path) -> Mapping[str, Any]:

@@ -97,9 +97,11 @@ def dynamo_register_routers(
     pickers: Registry[Callable[[], WorkerPicker]],
 ) -> None:
     """Parts of the simple router modes."""
+    filters.register("lora", "dynamo.router.filters:HoldsLora", summary="workers that hold the LoRA adapter")
     filters.register("not-excluded", "dynamo.router.filters:NotExcluded", summary="workers that have not failed it")
     filters.register("pinned", "dynamo.router.filters:Pinned", summary="the worker that the caller chose")
     scorers.register("active-requests", "dynamo.router.scorers:ActiveRequests", summary="fewest requests in flight")
+    scorers.register("session-affinity", "dynamo.router.scorers:SessionAffinity", summary="the session's last worker")
     pickers.register("round-robin", "dynamo.router.pickers:RoundRobin", summary="one after the other")
     pickers.register("random", "dynamo.router.pickers:Random", summary="uniformly random")
     pickers.register("power-of-two", "dynamo.router.pickers:PowerOfTwo", summary="the better of two at random")

@@ -136,7 +136,8 @@ class ChatTemplate:
         budget = Budget(self._limits)
         try:
             with spending(budget):
-                return budget.collect(template.generate(variables))
+                # As `Template.generate`, without its work on tracebacks that nobody sees.
+                return budget.collect(template.root_render_func(template.new_context(variables)))
         except TemplateRefusal as error:
             raise InvalidRequest(str(error), param="messages") from error
         except SecurityError as error:

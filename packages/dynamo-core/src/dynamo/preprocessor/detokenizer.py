@@ -21,6 +21,7 @@ __all__ = ["Detokenizer"]
 
 #: Ids of the prompt that can still affect what follows: the longest character has four byte tokens.
 _PROMPT_TAIL_TOKENS = 8
+_NO_STOPS = StopStrings(())
 #: A window decoder waits this many ids for a character to become complete, then shows U+FFFD.
 _WINDOW_WAIT_TOKENS = 8
 
@@ -60,8 +61,9 @@ class Detokenizer:
         self._stream = _text_stream(tokenizer, skip_special_tokens)
         if len(prompt_tail):
             self._stream.push([int(i) for i in prompt_tail[-_PROMPT_TAIL_TOKENS:]])
-        stops = stop_strings if isinstance(stop_strings, StopStrings) else StopStrings(stop_strings)
-        self._stops = stops if stops.stops else None
+        if not isinstance(stop_strings, StopStrings):
+            stop_strings = StopStrings(stop_strings) if stop_strings else _NO_STOPS
+        self._stops = stop_strings if stop_strings.stops else None
         self._include = include_stop_string
         self._unscanned = min_tokens
         self._held = ""

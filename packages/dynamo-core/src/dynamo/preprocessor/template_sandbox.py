@@ -22,6 +22,7 @@ from datetime import datetime, timezone
 from typing import Any, NoReturn, cast
 
 from jinja2 import Template, nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -50,16 +51,34 @@ _COMPARING_TESTS = (
 # fmt: on
 _REFUSED_METHODS = frozenset({"translate", "maketrans", "to_bytes", "encode", "fromkeys"})
 _MAX_STRFTIME_CHARACTERS = 256
+_TEXTS = frozenset({str})
 
 
 class TemplateRefusal(TemplateError):
     """The template itself refused the messages, by `raise_exception`."""
 
 
+class _Generator(CodeGenerator):
+    """Calls what `_through` names directly: a sandboxed call costs more than most of what is called by it."""
+
+    def visit_Call(self, node: nodes.Call, frame: Frame, forward_caller: bool = False) -> None:  # noqa: N802
+        # No template can name an attribute of the environment: these are ours.
+        if not isinstance(node.node, nodes.EnvironmentAttribute):
+            super().visit_Call(node, frame, forward_caller=forward_caller)
+            return
+        self.visit(node.node, frame)
+        self.write("(")
+        for argument in node.args:
+            self.visit(argument, frame)
+            self.write(", ")
+        self.write(")")
+
+
 class ChatEnvironment(ImmutableSandboxedEnvironment):
     """Compiles chat templates. One serves all templates of the process; rendering needs `template_budget.spending`."""
 
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    code_generator_class = _Generator
+    intercepted_binops = frozenset({"*", "**", "%"})
 
     def __init__(self) -> None:
         super().__init__(
@@ -77,7 +96,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
     def template(self, tree: nodes.Template) -> Template:
         """Compile a parsed template; changes `tree`."""
-        return self.from_string(_Bounding().visit(tree))
+        made = self.from_string(_Bounding().visit(tree))
+        # A chain of one map, which jinja would copy in Python for each rendering.
+        made.globals = dict(made.globals)
+        return made
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Every call of a template."""
@@ -95,7 +117,7 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """``+``, ``*``, ``**`` and ``%``."""
+        """``*``, ``**`` and ``%``."""
         check_operands(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
@@ -116,8 +138,21 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
         return _Counted(iterable)
 
     @staticmethod
+    def added(*values: Any) -> Any:
+        """The ``+`` operator, over a whole chain: templates put prompts together with it."""
+        if _TEXTS.issuperset(map(type, values)):
+            current_budget().size(sum(map(len, values)))
+            return "".join(values)
+        total = values[0]
+        for value in values[1:]:
+            check_operands("+", total, value)
+            total = total + value
+        return total
+
+    @staticmethod
     def joined(*values: Any) -> str:
         """The ``~`` operator."""
+        current_budget().charge()
         return ChatEnvironment.concat([str(_printed(value)) for value in values])
 
     @staticmethod
@@ -145,12 +180,20 @@ class _Counted:
 
 
 class _Bounding(NodeTransformer):
-    """Rewrites a syntax tree so that loops, ``~``, tuples and comparisons go through the environment."""
+    """Rewrites a syntax tree so that loops, ``+``, ``~``, tuples and comparisons go through the environment."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         node.iter = _through("counted", cast("nodes.Expr", node.iter))
         return node
+
+    def visit_Add(self, node: nodes.Add) -> nodes.Node:  # noqa: N802
+        operands: list[nodes.Expr] = []
+        left: nodes.Expr = node
+        while isinstance(left, nodes.Add):
+            operands.append(left.right)
+            left = left.left
+        return _through("added", *(self.visit(operand) for operand in (left, *reversed(operands))))
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)

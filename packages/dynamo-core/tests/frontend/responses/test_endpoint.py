@@ -365,3 +365,24 @@ async def test_a_call_that_was_cut_does_not_spoil_the_conversation(scripted):
         output = {"type": "function_call_output", "call_id": call.call_id, "output": "?"}
         second = await client.responses.create(model="echo", input=[output], previous_response_id=first.id)
     assert second.status == "completed"
+
+
+@pytest.mark.parametrize("tops", [0, 3])
+async def test_logprobs_of_texts(demo, tops):
+    asked = {"include": ["message.output_text.logprobs"], "top_logprobs": tops, "temperature": 0}
+    async with sdk(demo) as client:
+        response = await client.responses.create(model="demo", input="What is 3 plus 4?", **asked)
+        events = await collected(
+            await client.responses.create(model="demo", input="What is 3 plus 4?", stream=True, **asked)
+        )
+        without = await client.responses.create(model="demo", input="What is 3 plus 4?", temperature=0)
+    text = response.output[1].content[0]
+    assert "".join(entry.token for entry in text.logprobs).strip() == text.text.strip()
+    assert all(entry.logprob <= 0 and len(entry.top_logprobs) == tops for entry in text.logprobs)
+    assert response.top_logprobs == tops
+    streamed = [entry for event in events if event.type == "response.output_text.delta" for entry in event.logprobs]
+    assert [entry.token for entry in streamed] == [entry.token for entry in text.logprobs]
+    (done,) = [event for event in events if event.type == "response.output_text.done"]
+    assert len(done.logprobs) == len(streamed)
+    assert events[-1].response.output[1].content[0].logprobs == text.logprobs
+    assert without.output[1].content[0].logprobs == []

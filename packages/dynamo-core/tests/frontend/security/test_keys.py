@@ -48,6 +48,7 @@ BAD_FILES = {
     "unknown field": ("- {name: a, key: sk-secret-1, model: [x]}", "model"),
     "models is a text": ("- {name: a, key: sk-secret-1, models: x}", "models"),
     "no requests": ("- {name: a, key: sk-secret-1, requests_per_minute: 0}", "requests_per_minute"),
+    "admin is a text": ("- {name: a, key: sk-secret-1, admin: 'yes please'}", "admin"),
     "second entry": ("- {name: a, key: sk-secret-1}\n- 7", "entry 1"),
 }
 

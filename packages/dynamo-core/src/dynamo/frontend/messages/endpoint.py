@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
@@ -24,6 +23,7 @@ from dynamo.frontend.requests import check_chat, decode_body
 from dynamo.frontend.settings import FrontendSettings
 from dynamo.frontend.tools import check_tools
 from dynamo.runtime.http import Exchange
+from dynamo.runtime.tasks import Tasks
 
 __all__ = ["Messages"]
 
@@ -38,13 +38,13 @@ class Messages:
         self._models = models
         self._metrics = metrics
         self._settings = settings
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
 
     def create(self, exchange: Exchange) -> None:
         """Answer."""
         with Refusals(self._metrics, exchange, "messages"):
             check_room(self._metrics, self._settings.max_inflight_requests)
-            request = decode_body(exchange.body, MessageRequest)
+            request = decode_body(exchange.body, MessageRequest, strict=self._settings.strict)
             check_message_request(request, self._settings.max_stop_strings)
             message_id = f"msg_{request_id(exchange)}"
 
@@ -65,15 +65,11 @@ class Messages:
             if isinstance(prompts, list):
                 _respond_count(exchange, prompts)
                 return
-            task = asyncio.get_running_loop().create_task(self._count_later(exchange, prompts))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks.spawn(self._count_later(exchange, prompts))
 
     async def close(self) -> None:
         """Stop what is being counted."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.cancel()
 
     async def _count_later(self, exchange: Exchange, prompts: Coroutine[Any, Any, list[Prompt]]) -> None:
         with Refusals(self._metrics, exchange, "count_tokens"):

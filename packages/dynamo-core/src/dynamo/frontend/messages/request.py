@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -34,6 +34,9 @@ class TokenCountRequest(msgspec.Struct, kw_only=True):
 
 class MessageRequest(TokenCountRequest, kw_only=True):
     """``POST /v1/messages``."""
+
+    #: Parameters of the API that have no effect here; a strict frontend takes them all the same.
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"cache_control", "context_management", "service_tier"})
 
     max_tokens: int
     stream: bool | None = None

@@ -6,17 +6,17 @@ deleted or fall out of the store without breaking those that came after it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 from urllib.parse import parse_qs
 
 import msgspec
 
-from dynamo.errors import DynamoError, EngineError, InvalidRequest
+from dynamo.errors import DynamoError, InvalidRequest
 from dynamo.frontend.answers import Answer
+from dynamo.frontend.calls import Calls
+from dynamo.frontend.listing import Page
 from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
 from dynamo.frontend.models import ServedModel
 from dynamo.frontend.parts import Outcome, PartAnswer
@@ -37,8 +37,6 @@ __all__ = ["Responses"]
 logger = logging.getLogger(__name__)
 
 _ENDPOINT = "responses"
-_PAGE_LIMIT = 100
-_DEFAULT_PAGE = 20
 
 
 class _ResponseNotFound(InvalidRequest):
@@ -73,19 +71,19 @@ class Responses:
         self._metrics = metrics
         self._store = store
         self._settings = settings
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls = Calls(metrics, _ENDPOINT)
 
     def create(self, exchange: Exchange) -> None:
         """Answer; at once, or after what it goes on from was read."""
         with Refusals(self._metrics, exchange, _ENDPOINT):
             check_room(self._metrics, self._settings.max_inflight_requests)
-            request = decode_body(exchange.body, ResponseRequest)
+            request = decode_body(exchange.body, ResponseRequest, strict=self._settings.strict)
             check_response_request(request)
             items = read_items(request.input)
             if request.previous_response_id is None:
                 self._begin(exchange, request, items)
             else:
-                self._serve(exchange, self._go_on(exchange, request, request.previous_response_id, items))
+                self._calls.serve(exchange, self._go_on(exchange, request, request.previous_response_id, items))
 
     def fetch(self, exchange: Exchange) -> None:
         """A response that was kept."""
@@ -96,7 +94,7 @@ class Responses:
             kept = await self._kept(exchange.params)
             exchange.respond(200, bytes(kept.response))
 
-        self._serve(exchange, work())
+        self._calls.serve(exchange, work())
 
     def delete(self, exchange: Exchange) -> None:
         """Forget a response."""
@@ -107,22 +105,21 @@ class Responses:
                 raise _ResponseNotFound(f"there is no response {response_id!r}", param="response_id")
             exchange.respond_json(200, {"id": response_id, "object": "response", "deleted": True})
 
-        self._serve(exchange, work())
+        self._calls.serve(exchange, work())
 
     def input_items(self, exchange: Exchange) -> None:
         """The conversation that a response was the answer to, earlier turns included."""
 
         async def work() -> None:
-            page = _Page.from_query(exchange.query)
+            page = Page.from_query(exchange.query)
             kept = await self._kept(exchange.params)
             exchange.respond_json(200, page.of(kept.input))
 
-        self._serve(exchange, work())
+        self._calls.serve(exchange, work())
 
     async def close(self) -> None:
         """Let what is being kept be kept."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._calls.close()
         await self._store.close()
 
     async def _go_on(self, exchange: Exchange, request: ResponseRequest, previous_id: str, items: list[Item]) -> None:
@@ -142,12 +139,12 @@ class Responses:
         owner = current_identity().name
 
         def make_answer(model: ServedModel, prompts: list[Prompt], metrics: RequestMetrics) -> Answer:  # noqa: ARG001
-            response_format = ResponseFormat(response_id, request, stored=stored)
+            response_format = ResponseFormat(response_id, request, model.text.tokenizer, stored=stored)
 
             def keep_first(outcome: Outcome, send: Callable[[], None]) -> None:
                 body = response_format.whole(outcome)
                 kept = _Kept(msgspec.Raw(_encode(body)), items, conversation(body["output"]))
-                self._spawn(self._keep(response_id, owner, kept, send))
+                self._calls.spawn(self._keep(response_id, owner, kept, send))
 
             return PartAnswer(
                 exchange,
@@ -155,6 +152,7 @@ class Responses:
                 metrics,
                 stream=bool(request.stream),
                 before_end=keep_first if stored else None,
+                token_text=model.text.tokenizer.token_text,
             )
 
         chat = chat_request(request, messages_of(items))
@@ -174,63 +172,3 @@ class Responses:
         if body is None:
             raise _ResponseNotFound(f"there is no response {response_id!r} (any more)", param="response_id")
         return _decode_kept(body)
-
-    def _serve(self, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
-        async def answered() -> None:
-            try:
-                with Refusals(self._metrics, exchange, _ENDPOINT):
-                    await work
-            except Exception:
-                logger.exception("%s %s failed", exchange.method, exchange.path)
-                exchange.respond_error(EngineError("internal error; the server's log has the details"))
-
-        self._spawn(answered())
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-
-class _Page(msgspec.Struct):
-    """Which items of a list a client asks for."""
-
-    limit: int
-    newest_first: bool
-    after: str | None
-
-    @classmethod
-    def from_query(cls, query: str) -> _Page:
-        """Read the query.
-
-        Raises:
-            InvalidRequest: a value is wrong; `param` names it.
-        """
-        given = {key: values[-1] for key, values in parse_qs(query).items()}
-        limit, order = given.get("limit", str(_DEFAULT_PAGE)), given.get("order", "desc")
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= _PAGE_LIMIT):
-            raise InvalidRequest(f"'limit' must be between 1 and {_PAGE_LIMIT}", param="limit")
-        if order not in ("asc", "desc"):
-            raise InvalidRequest("'order' must be asc or desc", param="order")
-        return cls(int(limit), order == "desc", given.get("after"))
-
-    def of(self, items: list[Item]) -> dict[str, Any]:
-        """The list body.
-
-        Raises:
-            InvalidRequest: `after` is the id of no item.
-        """
-        ordered = items[::-1] if self.newest_first else items
-        if self.after is not None:
-            ids = [item["id"] for item in ordered]
-            if self.after not in ids:
-                raise InvalidRequest(f"there is no item {self.after!r}", param="after")
-            ordered = ordered[ids.index(self.after) + 1 :]
-        data = ordered[: self.limit]
-        return {
-            "object": "list",
-            "data": data,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-            "has_more": len(ordered) > len(data),
-        }

@@ -13,9 +13,11 @@ from typing import Any
 import msgspec
 
 from dynamo.errors import DynamoError
+from dynamo.frontend.logprobs import chat_logprobs
 from dynamo.frontend.parts import Outcome, Part
 from dynamo.frontend.responses.request import ResponseRequest, render_error
-from dynamo.protocols.llm import Usage
+from dynamo.preprocessor.tokenizer import Tokenizer
+from dynamo.protocols.llm import TokenLogprob, Usage
 
 __all__ = ["ResponseFormat"]
 
@@ -37,7 +39,8 @@ _DONES = {
 class ResponseFormat:
     """Implements `dynamo.frontend.parts.PartFormat` for one response."""
 
-    def __init__(self, response_id: str, request: ResponseRequest, *, stored: bool) -> None:
+    def __init__(self, response_id: str, request: ResponseRequest, tokenizer: Tokenizer, *, stored: bool) -> None:
+        self._tokenizer = tokenizer
         self._head = _head(response_id, request, stored=stored)
         self._item_suffix = secrets.token_hex(12)
         self._sequence_number = 0
@@ -56,11 +59,11 @@ class ResponseFormat:
         if part.kind == "call":
             return added
         part.head += b'"content_index":0,'
-        return added + self._event(b"response.content_part.added", part.head + b'"part":' + _json(_content(part)))
+        return added + self._event(b"response.content_part.added", part.head + b'"part":' + _json(self._content(part)))
 
     def part_delta(self, part: Part, text: str) -> bytes:
         """See `PartFormat`."""
-        logprobs = b',"logprobs":[]' if part.kind == "text" else b""
+        logprobs = self._logprobs(part, part.new_logprobs)
         return self._event(_DELTAS[part.kind], part.head + b'"delta":' + _json(text) + logprobs)
 
     def part_closing(self, part: Part) -> bytes:
@@ -68,10 +71,10 @@ class ResponseFormat:
         if part.kind == "call":
             done = part.head + b'"name":%b,"arguments":%b' % (_json(part.name), _json(part.text))
         else:
-            done = part.head + b'"text":' + _json(part.text) + (b',"logprobs":[]' if part.kind == "text" else b"")
+            done = part.head + b'"text":' + _json(part.text) + self._logprobs(part, part.logprobs)
         events = self._event(_DONES[part.kind], done)
         if part.kind != "call":
-            events += self._event(b"response.content_part.done", part.head + b'"part":' + _json(_content(part)))
+            events += self._event(b"response.content_part.done", part.head + b'"part":' + _json(self._content(part)))
         item = b'"output_index":%d,"item":' % part.index + _json(self._item(part, _status(part)))
         return events + self._event(b"response.output_item.done", item)
 
@@ -109,6 +112,18 @@ class ResponseFormat:
     def _response(self, status: str) -> dict[str, Any]:
         return {**self._head, "status": status}
 
+    def _logprobs(self, part: Part, logprobs: list[TokenLogprob]) -> bytes:
+        """The field of an event, which only texts have; empty where they were not asked for."""
+        if part.kind != "text":
+            return b""
+        return b',"logprobs":' + _json(chat_logprobs(self._tokenizer, logprobs)) if logprobs else b',"logprobs":[]'
+
+    def _content(self, part: Part) -> dict[str, Any]:
+        if part.kind == "reasoning":
+            return {"type": "reasoning_text", "text": part.text}
+        logprobs = chat_logprobs(self._tokenizer, part.logprobs)
+        return {"type": "output_text", "text": part.text, "annotations": [], "logprobs": logprobs}
+
     def _item_id(self, part: Part) -> str:
         return f"{_ID_PREFIXES[part.kind]}_{self._item_suffix}{part.index}"
 
@@ -118,8 +133,8 @@ class ResponseFormat:
             call = {"call_id": part.call_id, "name": part.name, "arguments": part.text}
             return {**item, "type": "function_call", **call}
         if part.kind == "reasoning":
-            return {**item, "type": "reasoning", "summary": [], "content": [_content(part)]}
-        return {**item, "type": "message", "role": "assistant", "content": [_content(part)]}
+            return {**item, "type": "reasoning", "summary": [], "content": [self._content(part)]}
+        return {**item, "type": "message", "role": "assistant", "content": [self._content(part)]}
 
 
 def _head(response_id: str, request: ResponseRequest, *, stored: bool) -> dict[str, Any]:
@@ -147,17 +162,12 @@ def _head(response_id: str, request: ResponseRequest, *, stored: bool) -> dict[s
         "text": {"format": text.get("format") or {"type": "text"}},
         "tool_choice": request.tool_choice or "auto",
         "tools": tools,
+        "top_logprobs": request.top_logprobs or 0,
         "top_p": 1.0 if request.top_p is None else request.top_p,
         "truncation": "disabled",
         "usage": None,
         "user": request.user,
     }
-
-
-def _content(part: Part) -> dict[str, Any]:
-    if part.kind == "reasoning":
-        return {"type": "reasoning_text", "text": part.text}
-    return {"type": "output_text", "text": part.text, "annotations": [], "logprobs": []}
 
 
 def _status(part: Part) -> str:

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from dynamo.errors import DynamoError, InvalidRequest
+from dynamo.frontend.metadata import check_metadata
 from dynamo.frontend.requests import ChatRequest, Priority, check_range
 
 __all__ = ["ResponseRequest", "chat_request", "check_response_request", "render_error"]
 
-_METADATA_PAIRS, _METADATA_KEY_CHARACTERS, _METADATA_VALUE_CHARACTERS = 16, 64, 512
+#: What `include` asks for logprobs with.
+_LOGPROBS = "message.output_text.logprobs"
 #: Fields of chat completions that errors of the pipeline name, and what they are called here.
 _PARAMS = {"messages": "input", "max_completion_tokens": "max_output_tokens", "response_format": "text.format"}
 
 
 class ResponseRequest(msgspec.Struct, kw_only=True):
     """``POST /v1/responses``."""
+
+    #: Parameters of the API that have no effect here; a strict frontend takes them all the same.
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        {
+            "max_tool_calls",
+            "prompt_cache_key",
+            "prompt_cache_retention",
+            "safety_identifier",
+            "service_tier",
+            "stream_options",
+        }
+    )
 
     model: str
     input: str | list[dict[str, Any]]
@@ -57,10 +71,11 @@ def check_response_request(request: ResponseRequest) -> None:
         InvalidRequest: `param` names the field.
     """
     _refuse_unsupported(request)
+    check_range("top_logprobs", request.top_logprobs, 0, 20)
     check_range("max_output_tokens", request.max_output_tokens, 1, math.inf)
     for index, tool in enumerate(request.tools or []):
         _check_tool(f"tools[{index}]", tool)
-    _check_metadata(request.metadata or {})
+    check_metadata(request.metadata or {})
 
 
 def chat_request(request: ResponseRequest, messages: list[dict[str, Any]]) -> ChatRequest:
@@ -78,6 +93,8 @@ def chat_request(request: ResponseRequest, messages: list[dict[str, Any]]) -> Ch
         max_completion_tokens=request.max_output_tokens,
         temperature=request.temperature,
         top_p=request.top_p,
+        logprobs=_LOGPROBS in (request.include or ()) or bool(request.top_logprobs),
+        top_logprobs=request.top_logprobs or None,
         tools=[_chat_tool(tool) for tool in request.tools] if request.tools else None,
         tool_choice=_chat_tool_choice(request.tool_choice),
         parallel_tool_calls=request.parallel_tool_calls,
@@ -109,8 +126,6 @@ def _refuse_unsupported(request: ResponseRequest) -> None:
         "prompt": request.prompt is not None,
         "context_management": bool(request.context_management),
         "moderation": request.moderation is not None,
-        "top_logprobs": bool(request.top_logprobs),
-        "include": "message.output_text.logprobs" in (request.include or ()),
     }
     for param, is_used in unsupported.items():
         if is_used:
@@ -132,17 +147,6 @@ def _check_tool(param: str, tool: dict[str, Any]) -> None:
         raise InvalidRequest(f"'{param}.name' is missing", param=f"{param}.name")
     if not isinstance(tool.get("parameters") or {}, dict):
         raise InvalidRequest(f"'{param}.parameters' must be an object", param=f"{param}.parameters")
-
-
-def _check_metadata(metadata: dict[str, str]) -> None:
-    if len(metadata) > _METADATA_PAIRS:
-        raise InvalidRequest(f"'metadata' may have {_METADATA_PAIRS} pairs", param="metadata")
-    for key, value in metadata.items():
-        if len(key) > _METADATA_KEY_CHARACTERS or len(value) > _METADATA_VALUE_CHARACTERS:
-            raise InvalidRequest(
-                f"'metadata' keys may have {_METADATA_KEY_CHARACTERS} characters, values {_METADATA_VALUE_CHARACTERS}",
-                param="metadata",
-            )
 
 
 def _chat_tool(tool: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,17 @@ has passed both. What a request may use further in (its models, its tokens) is r
 
 from dynamo.frontend.security.admission import Security, create_security
 from dynamo.frontend.security.cors import Cors
-from dynamo.frontend.security.identity import ANONYMOUS, Identity, current_identity, run_as
+from dynamo.frontend.security.identity import ANONYMOUS, AdminRequired, Identity, current_identity, run_as
 from dynamo.frontend.security.tls import TlsFiles
 
-__all__ = ["ANONYMOUS", "Cors", "Identity", "Security", "TlsFiles", "create_security", "current_identity", "run_as"]
+__all__ = [
+    "ANONYMOUS",
+    "AdminRequired",
+    "Cors",
+    "Identity",
+    "Security",
+    "TlsFiles",
+    "create_security",
+    "current_identity",
+    "run_as",
+]

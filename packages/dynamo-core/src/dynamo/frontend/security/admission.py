@@ -67,6 +67,11 @@ class Security:
                 exchange.extra_head += budget.headers()
         return identity
 
+    def unmetered(self, name: str) -> Identity | None:
+        """The key of this name, for work that its limits per minute do not count; None when there is none."""
+        identity = self._loaded[1].get(name)
+        return None if identity is None else identity.unmetered()
+
     def guard(self, handler: RouteHandler, *, metered: bool) -> RouteHandler:
         """`handler`, called for admitted requests only, in the name of their key."""
 
@@ -94,9 +99,9 @@ class Security:
     def _identity(self, key: ApiKey) -> Identity:
         limited = key.requests_per_minute is not None or key.tokens_per_minute is not None
         if not limited:
-            return Identity(key.name, key.models)
+            return Identity(key.name, key.models, admin=key.admin)
         budget = Budget(key.name, key.requests_per_minute, key.tokens_per_minute, self._windows, self._clock)
-        return Identity(key.name, key.models, budget)
+        return Identity(key.name, key.models, budget, admin=key.admin)
 
 
 def create_security(settings: FrontendSettings, state_directory: Path) -> Security | None:

@@ -15,7 +15,7 @@ from dynamo.errors import ConfigError, Unauthorized
 
 __all__ = ["ApiKey", "KeyTable", "credential", "key_digest", "named_by_hash", "read_key_file"]
 
-_HINT = "each entry is {name, key or sha256, models, requests_per_minute, tokens_per_minute}"
+_HINT = "each entry is {name, key or sha256, models, requests_per_minute, tokens_per_minute, admin}"
 #: Longer credentials cannot be keys of ours; header bytes are bounded by the server anyway.
 _KEY_LIMIT_CHARACTERS = 512
 _PREFIX_BYTES = 8
@@ -31,6 +31,8 @@ class ApiKey(msgspec.Struct, frozen=True):
     """Names or aliases; None: all."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    admin: bool = False
+    """May see and change what concerns all keys: routing decisions, thresholds."""
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
@@ -42,6 +44,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     models: list[str] | None = None
     requests_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
     tokens_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    admin: bool = False
 
 
 class KeyTable:
@@ -136,4 +139,5 @@ def _api_key(path: Path, index: int, data: Any) -> ApiKey:
         models=None if entry.models is None else frozenset(entry.models),
         requests_per_minute=entry.requests_per_minute,
         tokens_per_minute=entry.tokens_per_minute,
+        admin=entry.admin,
     )
