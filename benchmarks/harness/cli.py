@@ -45,14 +45,18 @@ def execute(benchmark: Benchmark, asked: argparse.Namespace) -> int:
     """Run `benchmark` as `asked`; the exit status of :func:`main`."""
     start, cpu = time.monotonic(), cpu_seconds()
     rows: list[Row] = []
-    for row in benchmark.run(Options(quick=asked.quick)):
+    options = Options(quick=asked.quick, only=asked.only)
+    for row in benchmark.run(options):
+        if not options.wants(row.name):
+            continue
         print(f"  measured {row.name}", file=sys.stderr, flush=True)
         rows.append(row)
     here = machine()
     print(table(rows))
     print(f"{here}; took {time.monotonic() - start:.0f} s, {cpu_seconds() - cpu:.0f} s of CPU")
     if asked.json:
-        command = f'nox -s "bench({asked.name})"' + (" -- --quick" if asked.quick else "")
+        flags = ["--quick"] * asked.quick + [f'--only "{asked.only}"'] * bool(asked.only)
+        command = f'nox -s "bench({asked.name})"' + (f" -- {' '.join(flags)}" if flags else "")
         write_json(asked.json, rows, command=command, machine=here)
     if asked.plot:
         title = (benchmark.__doc__ or asked.name).strip().splitlines()[0].rstrip(".")
@@ -66,7 +70,8 @@ def execute(benchmark: Benchmark, asked: argparse.Namespace) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks", description="Run one benchmark.")
     parser.add_argument("name", choices=benchmarks())
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs; ends within a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter runs")
+    parser.add_argument("--only", default="", metavar="TEXT", help="measure no rows but those with TEXT in their names")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the rows as PNG")
     parser.add_argument("--check", action="store_true", help="fail when a bar is not reached")

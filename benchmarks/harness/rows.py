@@ -13,6 +13,12 @@ class Options:
     """What the command line asks of a benchmark."""
 
     quick: bool = False
+    only: str = ""
+    """Only rows whose names hold this text are shown; a benchmark may spare itself the others."""
+
+    def wants(self, name: str) -> bool:
+        """Whether a row of this name is asked for."""
+        return self.only in name
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.plugins import plugins
 from dynamo.protocols.engine import EngineOptions
+from dynamo.router.queue_metrics import QueueMetrics
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.settings import RuntimeSettings
 from dynamo.runtime.telemetry import render_metrics
@@ -29,6 +30,10 @@ async def exported_names(tmp_path) -> set[str]:
     request.migrated()
     request.cancelled()
     request.end(200)
+    queue = QueueMetrics(registry).of("m")
+    queue.waited(1.0)
+    queue.rejected("expired")
+    queue.pending("tenant", 1, 1)
     settings = RuntimeSettings(discovery_backend="memory", event_plane="", state_dir=str(tmp_path))
     runtime = DistributedRuntime(settings)
     engine = plugins().engines.get("echo")(EngineOptions())

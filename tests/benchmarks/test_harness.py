@@ -30,7 +30,7 @@ class Scripted:
 
 def asked(**given) -> argparse.Namespace:
     return argparse.Namespace(
-        **{"name": "scripted", "quick": True, "json": None, "plot": None, "check": False, **given}
+        **{"name": "scripted", "quick": True, "only": "", "json": None, "plot": None, "check": False, **given}
     )
 
 
@@ -108,3 +108,12 @@ def test_every_benchmark_says_what_it_measures():
         source = (Path(__file__).parents[2] / first).read_text("utf-8")
         assert source.startswith('"""')
         assert "def run(options: Options) -> Iterator[Row]:" in source
+
+
+def test_only_the_rows_asked_for_are_shown_and_recorded(tmp_path, capsys):
+    path = tmp_path / "out.json"
+    execute(Scripted(FAST, CHEAP), asked(only="cp", json=path))
+    assert FAST.name not in capsys.readouterr().out
+    rows = read_json(path)
+    assert [row["name"] for row in rows] == [CHEAP.name]
+    assert '--only "cp"' in rows[0]["command"]

@@ -6,9 +6,13 @@ import re
 
 import pytest
 
+from dynamo.frontend.batches.request import BatchRequest
+from dynamo.frontend.embeddings import EmbeddingRequest
 from dynamo.frontend.messages import MessageRequest, TokenCountRequest
+from dynamo.frontend.nvext import AgentHints, Nvext
 from dynamo.frontend.requests import ChatRequest, CompletionRequest
 from dynamo.frontend.responses import ResponseRequest
+from dynamo.frontend.tokenization import DetokenizeRequest, TokenizeRequest
 from tests.docs.pages import ROOT
 
 PAGE = (ROOT / "docs" / "reference" / "endpoints.md").read_text("utf-8")
@@ -21,6 +25,12 @@ COMPLETIONS = SECTIONS["`POST /v1/completions`"] + SECTIONS["Sampling"]
     [
         (ChatRequest, SECTIONS["`POST /v1/chat/completions`"]),
         (CompletionRequest, COMPLETIONS),
+        (Nvext, SECTIONS["nvext"]),
+        (AgentHints, SECTIONS["nvext"]),
+        (EmbeddingRequest, SECTIONS["`POST /v1/embeddings`"]),
+        (TokenizeRequest, SECTIONS["`POST /tokenize`, `POST /detokenize`"]),
+        (DetokenizeRequest, SECTIONS["`POST /tokenize`, `POST /detokenize`"]),
+        (BatchRequest, SECTIONS["`/v1/files` and `/v1/batches`"]),
         (ResponseRequest, SECTIONS["`POST /v1/responses`"]),
         (MessageRequest, SECTIONS["`POST /v1/messages`"]),
         (TokenCountRequest, SECTIONS["`POST /v1/messages`"]),

@@ -49,7 +49,9 @@ def test_the_openai_sdk_and_curl_get_whole_and_streamed_answers(serve):
         assert chunks[-1].usage == whole.usage.model_copy(
             update={"prompt_tokens_details": chunks[-1].usage.prompt_tokens_details}
         )
-        completion = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=5, temperature=0)
+        completion = client.completions.create(
+            model=MODEL, prompt="Once upon a time", max_tokens=5, temperature=0, extra_body={"of_another_server": 1}
+        )
         assert completion.choices[0].finish_reason == "length"
         assert completion.usage.completion_tokens == 5
         with pytest.raises(openai.NotFoundError, match="does not exist"):

@@ -1,12 +1,14 @@
-"""`dynamo serve --frontends 2`: one port, one limit per API key, and it goes on when one of them dies."""
+"""`dynamo serve --frontends 2`: one port, one state, one limit per API key; it goes on when one of them dies."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.e2e
 
@@ -58,3 +60,53 @@ def test_two_frontends_share_a_port_and_the_limits_of_api_keys(serve, tmp_path):
     served.until(answers_again, "the other frontend")
     served.until(lambda: len(served.workers("dynamo.frontend")) == 2, "a new frontend")
     served.until(served_by_all, "the model at both frontends again")
+
+
+ROUNDS = 12
+
+
+def test_what_one_frontend_keeps_all_of_them_have(serve):
+    served = serve("--backend", "echo", "--frontends", "2").until_ready()
+
+    def call(method, path, **options):
+        """Over a connection of its own, so that each of the frontends gets some."""
+        response = httpx.request(method, f"{served.url}{path}", timeout=20, **options)
+        assert response.status_code == 200, response.text
+        return response
+
+    def each(method, path):
+        return [call(method, path) for _ in range(ROUNDS)]
+
+    served.until(
+        lambda: all(httpx.get(f"{served.url}/v1/models").json()["data"] for _ in range(ROUNDS)), "the model at both"
+    )
+    made = call("POST", "/v1/responses", json={"model": "echo", "input": "hello", "max_output_tokens": 4}).json()
+    assert {answer.json()["id"] for answer in each("GET", f"/v1/responses/{made['id']}")} == {made["id"]}
+
+    body = {"model": "echo", "prompt": "hello", "max_tokens": 2}
+    line = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}).encode()
+    file = call("POST", "/v1/files", files={"file": ("f", line)}, data={"purpose": "batch"}).json()
+    assert {answer.content for answer in each("GET", f"/v1/files/{file['id']}/content")} == {line}
+
+    wanted = {"input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h"}
+    batch = f"/v1/batches/{call('POST', '/v1/batches', json=wanted).json()['id']}"
+    served.until(lambda: call("GET", batch).json()["status"] == "completed", "the batch")
+    outputs = {answer.json()["output_file_id"] for answer in each("GET", batch)}
+    assert len(outputs) == 1
+    assert len({answer.content for answer in each("GET", f"/v1/files/{outputs.pop()}/content")}) == 1
+
+    def counted():
+        """Completions that each of the frontends counts over both."""
+        found = set()
+        for answer in each("GET", "/metrics"):
+            families = text_string_to_metric_families(answer.text)
+            samples = [s for family in families for s in family.samples if s.name == "dynamo_frontend_requests_total"]
+            found.add(sum(s.value for s in samples if s.labels["endpoint"] == "completions"))
+        return found
+
+    served.until(lambda: counted() == {1}, "the batch's request in the metrics of both")
+    for _ in range(ROUNDS):
+        call("POST", "/v1/completions", json=body)
+    served.until(lambda: counted() == {1 + ROUNDS}, "all requests in the metrics of both")
+    served.workers("dynamo.frontend")[0].kill()
+    served.until(lambda: counted() == {1 + ROUNDS}, "the dead one's counts at the other")

@@ -24,6 +24,8 @@ CLIENTS = 32
 GROWTH_LIMIT = 0.05
 #: One request in so many is given up after its first bytes.
 ABANDON_EVERY = 20
+#: One request in so many is a streamed chat.
+CHAT_EVERY = 3
 
 
 class Soak:
@@ -44,6 +46,9 @@ class Soak:
         port = self._ports[index % len(self._ports)]
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for number in self._numbers:
+            if number % CHAT_EVERY == 1:
+                await self._chat(number, reader, writer)
+                continue
             abandon = number % ABANDON_EVERY == 0
             prompt = f"request {number} asks"
             body = {"model": "echo", "prompt": prompt, "stream": abandon, "ignore_eos": abandon}
@@ -64,6 +69,21 @@ class Soak:
                 self.failed.append(json.dumps(answer))
         writer.close()
         await writer.wait_closed()
+
+    async def _chat(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A streamed chat, long enough for the cache of tokenized beginnings, with a beginning that others share."""
+        messages = [
+            {"role": "system", "content": f"rule {number % 50}. " * 150},
+            {"role": "user", "content": f"chat {number}"},
+        ]
+        data = json.dumps({"model": "echo", "messages": messages, "stream": True, "max_tokens": 16}).encode()
+        writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(data) + data)
+        await reader.readuntil(b"\r\n\r\n")
+        events = await reader.readuntil(b"0\r\n\r\n")
+        if b'"finish_reason":"length"' in events and b"[DONE]" in events:
+            self.answered += 1
+        else:
+            self.failed.append(events.decode())
 
 
 @pytest.fixture

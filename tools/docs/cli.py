@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -9,8 +10,10 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import click
+
 from dynamo.plugins import builtin
-from dynamo.plugins.loading import PluginSource, load_plugins
+from dynamo.plugins.loading import CommandEntry, PluginSource, load_plugins
 from tools.docs.markdown import GENERATED
 
 __all__ = ["help_of", "page", "programs"]
@@ -21,12 +24,21 @@ _ROOT = Path(__file__).parents[2]
 def programs() -> list[tuple[str, ...]]:
     """Every command line of the workspace that takes ``--help``, without it."""
     commands = load_plugins([PluginSource("builtin", "dynamo-core", "", "", lambda: builtin)]).commands
-    modules = sorted(path.parent.name for path in _ROOT.glob("packages/*/src/dynamo/*/__main__.py"))
+    mains = _ROOT.glob("packages/*/src/dynamo/**/__main__.py")
+    modules = sorted(".".join(path.parts[path.parts.index("src") + 2 : -1]) for path in mains)
     return [
         ("dynamo",),
-        *(("dynamo", name) for name in sorted(commands)),
+        *(program for name, entry in sorted(commands.items()) for program in _with_subcommands(name, entry)),
         *(("python3", "-m", f"dynamo.{name}") for name in modules if name != "cli"),
     ]
+
+
+def _with_subcommands(name: str, entry: CommandEntry) -> list[tuple[str, ...]]:
+    """A command and, if it is a group, what is in it."""
+    module, _, attribute = str(entry.target).partition(":")
+    command = getattr(importlib.import_module(module), attribute)
+    inner = sorted(command.commands) if isinstance(command, click.Group) else []
+    return [("dynamo", name), *(("dynamo", name, each) for each in inner)]
 
 
 def help_of(program: tuple[str, ...]) -> str:

@@ -1,0 +1,298 @@
+"""CPU of the frontend per request and per token, beside upstream's compiled frontend and a bare server.
+
+Everything is a process of its own: load, frontend, worker. CPU is user and system time of the frontend's processes. The
+settings are the defaults, of both. Upstream is `ai-dynamo` 1.6.1 in an environment of its own (`nox` makes it and names
+its interpreter in DYNAMO_BENCH_PEER); without it its rows have no reference, and a line says so. Paced streams get a
+token every 20 ms, all in the same step, as from an engine; a token's cost is that of the longer answer less that of the
+answer with one token. `--only TEXT` measures no rows but those with TEXT in their names.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from benchmarks.harness.measure import Sample
+from benchmarks.harness.rows import Options, Row
+from benchmarks.serving.load import Outcome, Phase
+from benchmarks.serving.model import make_model
+from benchmarks.serving.systems import Client, System, client, floor, ours, upstream
+
+__all__ = ["run"]
+
+UPSTREAM = "upstream 1.6.1"
+UPSTREAM_FAST = "upstream 1.6.1, fastokens"
+FLOOR = "bare uvloop server"
+LIMIT = "most on the 2-core reference machine"
+_WAITING = "time to first token at 50 % load"
+_NEXT_TURN = "next turn of 100,000 tokens"
+_IDLE = "10,000 open idle streams"
+PACE_PER_SECOND = 50.0
+_MICROSECONDS = 1e6
+IDLE_STREAMS = 10_000
+#: Prompt tokens: requests of a round, connections, and how many times cheaper than upstream a request has to be, with
+#: upstream's default tokenizer and with its fast one.
+REQUESTS: dict[int, tuple[int, int, float | None, float | None]] = {
+    64: (1500, 32, 2.0, None),
+    512: (500, 32, None, None),
+    2048: (500, 32, 1 / 0.15, 1 / 0.8),
+    4096: (400, 32, 1 / 0.15, 1 / 0.8),
+    32_000: (40, 4, None, None),
+    100_000: (16, 2, None, None),
+}
+
+
+class _Cost(NamedTuple):
+    """One phase at one system."""
+
+    microseconds: float
+    """CPU per request."""
+    outcome: Outcome
+
+
+class _Bench:
+    """The systems of one pace, and the client."""
+
+    def __init__(self, load: Client, systems: Mapping[str, System], rounds: int) -> None:
+        self.load = load
+        self.systems = systems
+        self.rounds = rounds
+
+    def cost(self, name: str, phase: Phase) -> _Cost:
+        measured = self.load.run(self.systems[name], phase)
+        return _Cost(measured.cpu_seconds / phase.requests * _MICROSECONDS, measured.outcome)
+
+    def in_turn(self, work: Callable[[str], float], *left_out: str) -> dict[str, Sample]:
+        """`work` at every system in turn, several times."""
+        names = [name for name in self.systems if name not in left_out]
+        values: dict[str, list[float]] = {name: [] for name in names}
+        for _ in range(self.rounds):
+            for name in names:
+                values[name].append(work(name))
+        return {name: Sample.of(found) for name, found in values.items()}
+
+
+class _Plan(NamedTuple):
+    """Rows that are measured together."""
+
+    name: str
+    """What their names begin with."""
+    measure: Callable[[_Bench], Iterator[Row]]
+
+
+def run(options: Options) -> Iterator[Row]:
+    """Rows per request, per token, of waiting and of memory."""
+    python = _peer()
+    shapes = [(32, 64), (128, 64)] if options.quick else [(1, 256), (32, 64), (128, 64), (512, 64)]
+    instant = [*_requests(), *_tokens("saturated", 1 / 0.85, _saturated(options)), _Plan(_WAITING, _first_token)]
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        directory = Path(folder)
+        model = directory / "model"
+        make_model(model)
+        load = stack.enter_context(client(model))
+        for pace, plans in ((0.0, instant), (PACE_PER_SECOND, _tokens("paced", 1 / 0.7, shapes))):
+            wanted = [plan for plan in plans if _may_have(plan.name, options)]
+            if wanted:
+                with _systems(directory / f"pace-{pace:g}", model, python, pace) as systems:
+                    bench = _Bench(load, systems, 3 if options.quick else 5)
+                    for system in systems.values():
+                        load.run(system, Phase(0, 300, 8, isl=64, osl=4, stream=True))
+                    for plan in wanted:
+                        yield from plan.measure(bench)
+        if _may_have(_NEXT_TURN, options):
+            yield from _second_turn(load, directory / "turns", model, conversations=40 if options.quick else 100)
+        if _may_have(_IDLE, options):
+            yield _idle_streams(load, directory / "idle", model, 2_000 if options.quick else IDLE_STREAMS)
+
+
+def _may_have(name: str, options: Options) -> bool:
+    """Whether rows whose names begin with `name` may be asked for."""
+    return options.only in name or name in options.only
+
+
+class _systems(ExitStack):  # noqa: N801 - used as a function
+    """All systems at one pace; upstream's only where it is installed."""
+
+    def __init__(self, directory: Path, model: Path, python: str, pace: float) -> None:
+        super().__init__()
+        self._arguments = (directory, model, python, pace)
+
+    def __enter__(self) -> dict[str, System]:  # type: ignore[override]
+        directory, model, python, pace = self._arguments
+        found = {
+            "ours": self.enter_context(ours(directory / "ours", model, tokens_per_second=pace)),
+            FLOOR: self.enter_context(floor(directory / "floor", tokens_per_second=pace)),
+        }
+        if python:
+            start = [(UPSTREAM, "default")] + ([] if pace else [(UPSTREAM_FAST, "fastokens")])
+            for name, tokenizer in start:
+                system = upstream(
+                    directory / tokenizer, model, python=python, tokens_per_second=pace, tokenizer=tokenizer
+                )
+                found[name] = self.enter_context(system)
+        return found
+
+
+def _peer() -> str:
+    """The interpreter of upstream's environment; "" where there is none."""
+    python = os.environ.get("DYNAMO_BENCH_PEER", "")
+    if not python:
+        print("  upstream is left out: DYNAMO_BENCH_PEER names no interpreter with ai-dynamo", file=sys.stderr)
+        return ""
+    command = [python, "-m", "dynamo.frontend", "--version"]
+    env = {**os.environ, "PYTHONPATH": ""}
+    tried = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    if tried.returncode:
+        print(f"  upstream is left out: {python} cannot start it: {tried.stderr[-300:]}", file=sys.stderr)
+        return ""
+    return python
+
+
+def _saturated(options: Options) -> list[tuple[int, int]]:
+    """Clients and tokens of an answer."""
+    if options.quick:
+        return [(1, 256), (32, 256), (128, 64)]
+    return [(clients, osl) for clients in (1, 32, 128, 512) for osl in (64, 256)]
+
+
+def _requests() -> Iterator[_Plan]:
+    for isl, (requests, clients, bar, fast_bar) in REQUESTS.items():
+        for stream in (False, True) if isl == min(REQUESTS) else (False,):
+            phase = Phase(0, requests, clients, isl=isl, osl=1, stream=stream)
+            name = f"request, ISL {isl:,}, OSL 1" + (", stream" if stream else "")
+            bars = {UPSTREAM: None if stream else bar, UPSTREAM_FAST: fast_bar}
+            yield _Plan(name, partial(_request, name, phase, bars))
+
+
+def _request(name: str, phase: Phase, bars: Mapping[str, float | None], bench: _Bench) -> Iterator[Row]:
+    # Upstream's fast tokenizer is there for the bars that name it; the bare server reads no prompts.
+    left_out = ([] if bars[UPSTREAM_FAST] else [UPSTREAM_FAST]) + ([FLOOR] if phase.isl > min(REQUESTS) else [])
+    costs = bench.in_turn(partial(_request_cost, bench, phase), *left_out)
+    yield from _rows(name, "us/request", costs, bars)
+
+
+def _request_cost(bench: _Bench, phase: Phase, name: str) -> float:
+    return bench.cost(name, phase).microseconds
+
+
+def _tokens(kind: str, bar: float, shapes: list[tuple[int, int]]) -> Iterator[_Plan]:
+    for clients, osl in shapes:
+        requests = max(clients, 4 if kind == "paced" else 20_000 // osl)
+        name = f"{kind} token, {clients} stream{'s' if clients > 1 else ''}, OSL {osl}"
+        long = Phase(0, requests, clients, osl=osl, stream=True)
+        # One stream makes too little work for the clock of processes.
+        yield _Plan(name, partial(_token, name, long, bar if clients > 1 else None))
+
+
+def _token(name: str, long: Phase, bar: float | None, bench: _Bench) -> Iterator[Row]:
+    chunks: dict[str, float] = {}
+    short = msgspec.structs.replace(long, osl=1)
+
+    def cost(name: str) -> float:
+        answer = bench.cost(name, long)
+        # Without the end mark.
+        chunks[name] = (answer.outcome.chunks - long.requests) / (long.requests * long.osl)
+        return (answer.microseconds - bench.cost(name, short).microseconds) / (long.osl - 1)
+
+    yield from _rows(name, "us/token", bench.in_turn(cost, UPSTREAM_FAST), {UPSTREAM: bar})
+    yield Row(
+        f"{name}, events",
+        chunks["ours"],
+        "events/token",
+        better="lower",
+        reference=UPSTREAM if UPSTREAM in chunks else "",
+        reference_value=chunks.get(UPSTREAM),
+    )
+
+
+def _rows(name: str, unit: str, costs: Mapping[str, Sample], bars: Mapping[str, float | None]) -> Iterator[Row]:
+    """One row per reference; the first one has the plain name."""
+    mine = costs["ours"]
+    references = [reference for reference in (UPSTREAM, UPSTREAM_FAST, FLOOR) if reference in costs]
+    for reference in references or [""]:
+        yield Row(
+            name=name if reference in ("", UPSTREAM) else f"{name}, {reference}",
+            value=mine.median,
+            low=mine.low,
+            high=mine.high,
+            unit=unit,
+            better="lower",
+            reference=reference,
+            reference_value=costs[reference].median if reference else None,
+            bar=bars.get(reference),
+        )
+
+
+def _first_token(bench: _Bench) -> Iterator[Row]:
+    """Time to the first event at half of what one core can do; all of it is added, as the worker answers at once."""
+    full = bench.cost("ours", Phase(0, 1500, 32, osl=1, stream=True)).microseconds
+    phase = Phase(0, 3000, 64, osl=1, stream=True, per_second=0.5 * _MICROSECONDS / full)
+    for percent in (50, 99):
+        values = []
+        for _ in range(bench.rounds):
+            times = bench.load.run(bench.systems["ours"], phase).outcome.first_ms
+            values.append(times[len(times) * percent // 100])
+        yield _limited(f"{_WAITING}, p{percent}", Sample.of(values), "ms", 3.0, percent == 99)
+
+
+def _second_turn(load: Client, directory: Path, model: Path, conversations: int) -> Iterator[Row]:
+    """The next turn of chats whose first message has 100,000 tokens, routed round-robin and by KV cache."""
+    for mode in ("round-robin", "kv"):
+        # All of them stay in memory: what is measured is the cache, not its bound.
+        flags = ["--router-mode", mode, "--tokenizer-cache-mib", "4096"]
+        with ours(directory / mode, model, frontend_flags=flags) as system:
+            turns = []
+            for turn in (1, 2, 3, 4):
+                phase = Phase(0, conversations, 1, isl=100_000, osl=1, seed=7, turns=turn)
+                turns.append(load.run(system, phase).cpu_seconds / conversations * 1e3)
+            sample = Sample.of(turns[1:])
+        yield Row(f"first turn of 100,000 tokens, {mode}", turns[0], "ms/request", better="lower")
+        yield _limited(f"{_NEXT_TURN}, {mode}", sample, "ms/request", 2.0, bar=True)
+
+
+def _idle_streams(load: Client, directory: Path, model: Path, streams: int) -> Row:
+    """Memory while each of many streams waits for its second token; fewer streams are scaled up."""
+    flags = ["--max-inflight-requests", str(2 * IDLE_STREAMS)]
+    with ours(directory, model, tokens_per_second=0.05, frontend_flags=flags) as system:
+        most = 0
+
+        def watch() -> None:
+            nonlocal most
+            while not ended.wait(0.5):
+                most = max(most, system.resident_bytes())
+
+        load.run(system, Phase(0, 50, 1))
+        before, ended = system.resident_bytes(), threading.Event()
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            load.run(system, Phase(0, streams, streams, osl=2, stream=True))
+        finally:
+            ended.set()
+            watcher.join()
+    whole = before + (most - before) * IDLE_STREAMS / streams
+    return _limited(_IDLE, Sample.of([whole / 2**20]), "MiB", 1024.0, bar=True)
+
+
+def _limited(name: str, sample: Sample, unit: str, most: float, bar: bool) -> Row:
+    return Row(
+        name=name,
+        value=sample.median,
+        low=sample.low,
+        high=sample.high,
+        unit=unit,
+        better="lower",
+        reference=LIMIT if bar else "",
+        reference_value=most if bar else None,
+        bar=1.0 if bar else None,
+    )

@@ -1,0 +1,1 @@
+"""What the frontend benchmarks serve, load and compare: a model directory, systems as processes, a lean client."""
