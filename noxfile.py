@@ -92,7 +92,7 @@ def _vllm(session: nox.Session) -> None:
     The lock has no part in it: an engine pins what the core is free in. Without a network, or on a machine that vLLM is
     not built for, the session is skipped; any other trouble fails it.
     """
-    # Many containers set it; each process of an engine would then compile thousands of files anew, for half a minute.
+    # Many containers set it; each process of an engine would then compile thousands of files anew, for 10 s and more.
     session.env["PYTHONDONTWRITEBYTECODE"] = ""
     if not sys.platform.startswith("linux") or not (3, 11) <= sys.version_info[:2] < (3, 15):
         session.skip("vLLM 0.32 needs Linux and Python 3.11 to 3.14: its tests have NOT been run")

@@ -243,7 +243,7 @@ def test_taken_port(capsys):
         (["Qwen/Qwen3-0.6B"], "did you mean --model Qwen/Qwen3-0.6B"),
         (["graph.yaml"], "did you mean --file graph.yaml"),
         (["--file", "no.yaml"], "cannot read graph file no.yaml"),
-        (["--file", "g.yaml", "--max-model-len", "9"], "--max-model-len is for an engine"),
+        (["--file", "g.yaml", "--max-model-len", "9"], "--max-model-len is for one process"),
         (["--file", "g.yaml", "--model", "x"], "--model does not go with --file"),
         (["--scale", "worker"], "--scale worker is not COMPONENT=N"),
         (["--scale", "worker=two"], "--scale worker=two is not COMPONENT=N"),

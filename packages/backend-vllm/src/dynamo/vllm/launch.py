@@ -24,11 +24,15 @@ from dynamo.vllm.reaper import Reaper
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-__all__ = ["EngineHandle", "Launch"]
+__all__ = ["EngineHandle", "Launch", "directory_for_sockets"]
 
 T = TypeVar("T")
 
 _PREFIX = "dynamo-vllm-"
+#: What vLLM adds to the path of a directory with its sockets: our directory's name, and a UUID.
+_SOCKET_NAME_CHARACTERS = 66
+#: The longest path that a socket can have, on Linux.
+_SOCKET_PATH_CHARACTERS = 107
 _AFTER_KILL_SECONDS = 10.0
 _SHUTDOWN_SECONDS = 3.0
 
@@ -64,7 +68,9 @@ class Launch:
         self._argv = argv
         self._given = given
         self._output = OutputTail()
-        self._directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+        self._directory = Path(
+            tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=directory_for_sockets(Path(tempfile.gettempdir())))
+        )
         self._processes = EngineProcesses(self._directory)
         self._reaper = Reaper(self._directory)
 
@@ -175,6 +181,12 @@ class Launch:
     def _failure(self, error: BaseException) -> EngineError:
         cause = self._output.cause() or f"{type(error).__name__}: {error}"
         return EngineError(f"vLLM cannot start: {cause}", hint="the output above has the whole story")
+
+
+def directory_for_sockets(temporary: Path) -> Path:
+    """Where an engine's directory is made: in `temporary`, unless the names of sockets below it would be too long."""
+    fits = len(str(temporary)) + _SOCKET_NAME_CHARACTERS <= _SOCKET_PATH_CHARACTERS
+    return temporary if fits else Path("/", "tmp")
 
 
 @contextmanager

@@ -126,7 +126,8 @@ class PrefixCache:
         for piece in reversed(path):
             if piece in self._used:
                 self._used.move_to_end(piece)
-        token_ids = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        # A view of packed bytes, as `pack_token_ids` likes them.
+        token_ids = arrays[0] if len(arrays) == 1 else np.frombuffer(b"".join(arrays), dtype=np.uint32)
         prefix = tuple(piece.hashes for piece in path)
         while self.bytes > self._limit:
             self._drop(next(iter(self._used)))

@@ -50,7 +50,10 @@ def pack_token_ids(token_ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
     Raises:
         OverflowError: an id is negative or above 2**32 - 1.
     """
-    return np.asarray(token_ids, dtype="<u4").tobytes()
+    array = np.asarray(token_ids, dtype="<u4")
+    # What tokenizers and caches make are views of packed bytes: those can be had without a copy of them.
+    whole = array.base
+    return whole if isinstance(whole, bytes) and len(whole) == array.nbytes else array.tobytes()
 
 
 def unpack_token_ids(packed: bytes) -> npt.NDArray[np.uint32]:

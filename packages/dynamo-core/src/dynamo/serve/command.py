@@ -13,6 +13,7 @@ import msgspec
 from dynamo.config import settings_from_flags, settings_options
 from dynamo.errors import ConfigError
 from dynamo.serve.deployment import Deployment, from_flags
+from dynamo.serve.frontend_flags import split_frontend_flags
 from dynamo.serve.remote import restart_running, scale_running, show_running
 from dynamo.serve.run import run_deployment
 from dynamo.serve.settings import ServeSettings
@@ -20,7 +21,18 @@ from dynamo.serve.settings import ServeSettings
 __all__ = ["serve"]
 
 
-@click.command("serve", context_settings={"ignore_unknown_options": True})
+_FRONTEND_ARGS = f"{__name__}.frontend_args"
+
+
+class _ServeCommand(click.Command):
+    """Takes the flags of the frontend out first: click drops the ``--`` that protects those of the engine."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_FRONTEND_ARGS], rest = split_frontend_flags(args)
+        return super().parse_args(ctx, rest)
+
+
+@click.command("serve", cls=_ServeCommand, context_settings={"ignore_unknown_options": True})
 @settings_options(ServeSettings)
 @click.option("--verbose", "-v", is_flag=True, help="Show commands, process ids and ports too.")
 @click.option("--dry-run", is_flag=True, help="Print what would run as JSON, and stop.")
@@ -28,7 +40,9 @@ __all__ = ["serve"]
 @click.option("--scale", metavar="COMPONENT=N", help="Change the number of replicas of what runs, and stop.")
 @click.option("--restart", metavar="COMPONENT", help="Replace the replicas of what runs one by one, and stop.")
 @click.argument("engine_args", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def serve(
+    context: click.Context,
     *,
     verbose: bool,
     dry_run: bool,
@@ -40,12 +54,13 @@ def serve(
 ) -> None:
     """Serve a model, or a graph file, on this machine.
 
-    Without arguments: the reference engine and its demo model, no download. Flags that are not listed here, and
-    everything after --, go to the engine.
+    Without arguments: the reference engine and its demo model, no download. Flags of the frontend and its router
+    (python3 -m dynamo.frontend --help) go there; all others, and everything after --, go to the engine.
 
     \b
       dynamo serve
       dynamo serve --backend vllm --model Qwen/Qwen3-0.6B --max-model-len 8192
+      dynamo serve --replicas 2 --router-mode kv --explain --request-log log.jsonl
       dynamo serve -f graph.yaml
     """  # noqa: D301 - click wants the control character
     settings = settings_from_flags(ServeSettings, flags)
@@ -56,14 +71,14 @@ def serve(
     elif restart is not None:
         asyncio.run(restart_running(settings.state_dir, restart))
     else:
-        deployment = _deployment(settings, engine_args)
+        deployment = _deployment(settings, engine_args, context.meta[_FRONTEND_ARGS])
         if dry_run:
             click.echo(_to_json(deployment))
         else:
             run_deployment(deployment, settings, verbose=verbose)
 
 
-def _deployment(settings: ServeSettings, engine_args: Sequence[str]) -> Deployment:
+def _deployment(settings: ServeSettings, engine_args: Sequence[str], frontend_args: Sequence[str]) -> Deployment:
     if engine_args and not engine_args[0].startswith("-"):
         word = engine_args[0]
         flag = "--file" if word.endswith((".yaml", ".yml", ".json")) else "--model"
@@ -71,13 +86,13 @@ def _deployment(settings: ServeSettings, engine_args: Sequence[str]) -> Deployme
     if settings.file:
         from dynamo.serve.graph_file import from_graph_file
 
-        if engine_args:
+        if misplaced := [*engine_args, *frontend_args]:
             raise ConfigError(
-                f"{engine_args[0]} is for an engine, but a graph file has its own commands",
+                f"{misplaced[0]} is for one process, but a graph file has its own commands",
                 hint=f"add it to the args of a service in {settings.file}",
             )
         return from_graph_file(settings, os.environ)
-    return from_flags(settings, engine_args, os.environ)
+    return from_flags(settings, engine_args, os.environ, frontend_args)
 
 
 def _to_json(deployment: Deployment) -> str:

@@ -30,8 +30,13 @@ class Deployment:
     """What is different from the cluster, for the user."""
 
 
-def from_flags(settings: ServeSettings, engine_args: Sequence[str], environ: Mapping[str, str]) -> Deployment:
-    """Frontends on one port, and workers of one backend.
+def from_flags(
+    settings: ServeSettings,
+    engine_args: Sequence[str],
+    environ: Mapping[str, str],
+    frontend_args: Sequence[str] = (),
+) -> Deployment:
+    """Frontends on one port, and workers of one backend; each with the further arguments of its own.
 
     Raises:
         PluginNotFound, PluginConflict: no such backend, or two of that name.
@@ -42,6 +47,7 @@ def from_flags(settings: ServeSettings, engine_args: Sequence[str], environ: Map
     frontend = ["python3", "-m", "dynamo.frontend", "--http-host", settings.host, "--http-port", str(port)]
     frontend += ["--router-mode", settings.router_mode]
     frontend += ["--http-reuse-port"] if settings.frontends > 1 else []
+    frontend += frontend_args
     worker = ["python3", "-m", "dynamo.worker", "--backend", settings.backend]
     for flag, value in (("--model", settings.model), ("--served-model-name", settings.served_model_name)):
         worker += [flag, value] if value else []

@@ -158,9 +158,9 @@ def costs(parameters: CostParameters, prompt_tokens: int, workers: Sequence[Work
             recompute -= parameters.host_cache_hit_weight * host + parameters.disk_cache_hit_weight * disk
         prefill = recompute + waiting / size
         cost = worker.active_decode_blocks + worker.new_blocks + per_request * worker.active_requests
-        if prefill > 0:
+        if prefill > 0.0:
             cost += scale * prefill
-            if recompute > 0:
+            if recompute > 0.0:
                 cost += recompute_scale * recompute
         if recent_scale:
             cost += recent_scale * worker.recent_tokens

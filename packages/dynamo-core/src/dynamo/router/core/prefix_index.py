@@ -151,21 +151,17 @@ class PrefixIndex:
         find, members = self._runs.get, self._members
         current = run.workers
         found = dict.fromkeys(self._members_of(current), last + 1)
-        while True:
-            # Back to the first of the runs that just these workers hold.
-            leap = run.leap
-            if leap.workers == current:
-                run = leap
-                continue
-            above = find(run.parent)
-            if above is None:
-                return found
+        while (above := find(run.parent)) is not None:
             if above.workers != current:
                 joining = above.workers ^ current
                 for worker in members.get(joining) or self._members_of(joining):
                     found[worker] = run.depth
                 current = above.workers
+            else:  # past what the same workers hold
+                while (leap := above.leap).workers == current:
+                    above = leap
             run = above
+        return found
 
     def content(self) -> Iterator[tuple[int, list[int], int | None]]:
         """All blocks, as arguments of :meth:`store`, hidden ones last. Slow: for making another index."""
