@@ -68,10 +68,11 @@ def cpu_seconds() -> float:
 
 
 def machine() -> str:
-    """The machine in words: processor, cores, memory, system and Python."""
+    """The machine in words: processor, cores, memory, system, Python, and how busy it lately was."""
     gigabytes = psutil.virtual_memory().total / 2**30
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    return f"{_processor()}, {psutil.cpu_count()} cores, {gigabytes:.0f} GiB, {platform.system()}, {python}"
+    load = f"load {psutil.getloadavg()[1]:.1f} over 5 minutes"
+    return f"{_processor()}, {psutil.cpu_count()} cores, {gigabytes:.0f} GiB, {platform.system()}, {python}, {load}"
 
 
 def _processor() -> str:

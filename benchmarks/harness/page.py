@@ -17,7 +17,8 @@ _INTRO = """# Benchmarks
 
 Each benchmark prints a table and, asked for, writes JSON and a picture; its references run in the same run, in turn
 with what they are compared with. A value is the median of several runs, beside the least and the greatest. A ratio
-above 1 is better than the reference. `--check` fails when a ratio is below its bar. Benchmarks are never part of
+above 1 is better than the reference. `--check` fails when a ratio is below its bar. A load above 0 beside the machine
+says that it had other work: values suffer from that, ratios to what ran beside it less. Benchmarks are never part of
 `nox -s tests`. The results below are those in `benchmarks/recorded`.
 
 ```console

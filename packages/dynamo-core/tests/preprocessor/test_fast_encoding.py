@@ -42,11 +42,12 @@ def test_it_gives_the_same_ids(demo) -> None:
     encoder = fast_encoder(*demo)
     assert encoder is not None
     texts = ["", "hello <|user|> you", "x " * 20_000, "é\u0301 中文\n\n"]
-    for add_special_tokens in (False, True):
-        expected = RawEncoder(demo[0]).encode(texts, add_special_tokens=add_special_tokens)
-        for given in (encoder.encode(texts, add_special_tokens=add_special_tokens),):
-            assert all(np.array_equal(one, other) for one, other in zip(given, expected, strict=True))
-        for text, ids in zip(texts, expected, strict=True):
+    long = [*texts, "y " * 40_000]  # spread over threads
+    for add_special_tokens, batch in ((False, texts), (True, texts), (False, long), (True, long)):
+        expected = RawEncoder(demo[0]).encode(batch, add_special_tokens=add_special_tokens)
+        given = encoder.encode(batch, add_special_tokens=add_special_tokens)
+        assert all(np.array_equal(one, other) for one, other in zip(given, expected, strict=True))
+        for text, ids in zip(batch, expected, strict=True):
             assert np.array_equal(encoder.encode([text], add_special_tokens=add_special_tokens)[0], ids)
 
 

@@ -200,3 +200,32 @@ def test_a_long_conversation_stays_far_within_the_default_limits():
     template = ChatTemplate(source, limits=TemplateLimits(steps=100_000))
     messages = [{"role": "user", "content": "word " * 20}] * 2000
     assert template.render(messages).endswith("1999" + ("word " * 20).strip())
+
+
+SUMS = {
+    "texts": ("{{ 'a' + x + 'b' + x + 'c' }}", "ahbhc"),
+    "numbers": ("{{ 1 + 2 - 4 + n + 0.5 }}", "6.5"),
+    "lists": ("{{ ([1] + [2] + [n])[2] + (2 + 3) * 2 }}", "17"),
+    "in a set": (
+        "{% set ns = namespace(t='') %}{% for i in 'ab' %}{% set ns.t = ns.t + i + '-' %}{% endfor %}{{ ns.t }}",
+        "a-b-",
+    ),
+    "with joins": ("{{ 'a' + ('b' ~ (n + 1)) + 'c' }}", "ab8c"),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_are_what_they_are_in_python(name):
+    source, expected = SUMS[name]
+    assert render(source, x="h", n=7) == expected
+
+
+@pytest.mark.parametrize("source", ["{{ 'a' + 1 }}", "{{ 'a' + 'b' + missing }}", "{{ [] + 'a' + 'b' }}"])
+def test_sums_of_what_does_not_add_up_are_refused(source):
+    with pytest.raises(InvalidRequest, match="cannot render these messages"):
+        render(source)
+
+
+def test_a_long_sum_is_refused_before_it_is_made():
+    with pytest.raises(InvalidRequest, match="larger than 100000 characters"):
+        render("{{ x + x + x }}", x="x" * 40_000)

@@ -33,6 +33,16 @@ def test_token_ids_are_little_endian_whatever_the_array_was():
     assert pack_token_ids(np.array([1, 258], dtype=">i8")) == b"\x01\x00\x00\x00\x02\x01\x00\x00"
 
 
+def test_ids_that_are_a_view_of_packed_bytes_are_not_copied():
+    packed = pack_token_ids(range(5))
+    assert pack_token_ids(unpack_token_ids(packed)) is packed
+    assert pack_token_ids(unpack_token_ids(packed)[::-1]) == pack_token_ids([4, 3, 2, 1, 0])
+    assert pack_token_ids(unpack_token_ids(packed)[1:]) == packed[4:]
+    backwards = np.ndarray(5, "<u4", buffer=packed, offset=16, strides=(-4,))
+    assert pack_token_ids(backwards) == pack_token_ids([4, 3, 2, 1, 0])
+    assert pack_token_ids(np.frombuffer(packed, "<u2")[:5]) == pack_token_ids([0, 0, 1, 0, 2])
+
+
 def test_unpacking_makes_no_copy_and_cannot_be_written():
     array = unpack_token_ids(pack_token_ids([1, 2]))
     assert array.dtype == np.uint32

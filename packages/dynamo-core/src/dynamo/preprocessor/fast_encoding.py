@@ -114,6 +114,7 @@ def fast_encoder(raw: tokenizers.Tokenizer, tokenizer_json: bytes) -> Encoder | 
     try:
         import fastokens
     except ImportError:
+        logger.info("prompts are encoded several times faster with: pip install 'dynamo-core[fastokens]'")
         return None
     try:
         fast = fastokens.Tokenizer.from_json_str(tokenizer_json.decode())

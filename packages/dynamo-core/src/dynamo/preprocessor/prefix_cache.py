@@ -127,7 +127,9 @@ class PrefixCache:
             if piece in self._used:
                 self._used.move_to_end(piece)
         # A view of packed bytes, as `pack_token_ids` likes them.
-        token_ids = arrays[0] if len(arrays) == 1 else np.frombuffer(b"".join(arrays), dtype=np.uint32)
+        token_ids = (
+            arrays[0] if len(arrays) == 1 else np.frombuffer(b"".join([ids.data for ids in arrays]), dtype=np.uint32)
+        )
         prefix = tuple(piece.hashes for piece in path)
         while self.bytes > self._limit:
             self._drop(next(iter(self._used)))

@@ -52,8 +52,10 @@ def pack_token_ids(token_ids: Sequence[int] | npt.NDArray[Any]) -> bytes:
     """
     array = np.asarray(token_ids, dtype="<u4")
     # What tokenizers and caches make are views of packed bytes: those can be had without a copy of them.
-    whole = array.base
-    return whole if isinstance(whole, bytes) and len(whole) == array.nbytes else array.tobytes()
+    whole: object = array.base
+    if isinstance(whole, bytes) and len(whole) == array.nbytes and array.flags.c_contiguous:
+        return whole
+    return array.tobytes()
 
 
 def unpack_token_ids(packed: bytes) -> npt.NDArray[np.uint32]:

@@ -43,6 +43,7 @@ class _ServeCommand(click.Command):
 @click.pass_context
 def serve(
     context: click.Context,
+    /,
     *,
     verbose: bool,
     dry_run: bool,
