@@ -15,6 +15,7 @@ import numpy.typing as npt
 from dynamo.errors import InvalidRequest
 from dynamo.frontend.models import ServedModel
 from dynamo.frontend.requests import ChatRequest, CommonParameters, CompletionRequest
+from dynamo.frontend.token_inputs import checked_ids
 from dynamo.preprocessor.prefix_cache import PrefixCache, Tokenizing
 from dynamo.preprocessor.tokenizer import in_encode_thread
 from dynamo.protocols.routing import PrefixHashes
@@ -123,7 +124,5 @@ def _from_ids(model: ServedModel, ids: list[int], param: str = "prompt") -> Prom
             param=param,
             reason="context_length_exceeded",
         )
-    size = model.text.tokenizer.vocab_size
-    if not ids or not all(0 <= token < size for token in ids):
-        raise InvalidRequest(f"'{param}' token ids must be between 0 and {size - 1}, at least one", param=param)
-    return Prompt(np.asarray(ids, dtype=np.uint32), model.text.tokenizer.decode(ids))
+    tokenizer = model.text.tokenizer
+    return Prompt(checked_ids(tokenizer, ids, param), tokenizer.decode(ids))
