@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from dynamo.errors import ConfigError
-from dynamo.testing.servers import EtcdServer
 from tests.chaos.load import STREAMS
 from tests.chaos.test_workers import PACE, idle
 from tests.e2e.processes import deployment, wait_until
@@ -96,16 +94,6 @@ async def test_a_frontend_starts_while_the_disk_of_its_cache_is_full(tmp_path, s
         frontend = deploy.frontend("--artifact-cache-dir", str(cache))
         await asyncio.to_thread(deploy.until_serving, frontend)
         assert "No space left on device" in frontend.text()
-
-
-@pytest.fixture
-def etcd() -> Iterator[EtcdServer]:
-    try:
-        server = EtcdServer()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with server:
-        yield server
 
 
 @pytest.mark.parametrize("how", ["killed", pytest.param("hung", marks=pytest.mark.slow)])

@@ -35,7 +35,8 @@ def test_whatever_is_accepted_is_json(text):
         value = json_of_literal(text)
     except Malformed:
         return
-    json.loads(value)
+    read = json.loads(value, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+    assert json.loads(json_of_literal(value)) == read
 
 
 @pytest.mark.parametrize(

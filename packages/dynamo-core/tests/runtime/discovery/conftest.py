@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +17,22 @@ from dynamo.runtime.etcd.settings import EtcdSettings
 
 WAIT_SECONDS = 20
 _urls = itertools.count()
+
+OWNER = """
+import asyncio, sys
+from dynamo.protocols.discovery import InstanceRecord
+from dynamo.runtime.discovery import create_discovery
+
+async def main():
+    discovery = create_discovery(sys.argv[1])
+    await discovery.start()
+    await discovery.register(InstanceRecord("ns", "worker", "generate", int(sys.argv[2]), {"tcp": "127.0.0.1:1"}))
+    print("registered", flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await discovery.close()
+
+asyncio.run(main())
+"""
 
 
 class Watcher:
@@ -51,6 +70,34 @@ def record():
         return InstanceRecord(namespace, component, endpoint, instance_id, **fields)
 
     return make
+
+
+@pytest.fixture
+def owner_process():
+    """``owner_process(url, instance_id, **env)`` gives another process that has registered one instance.
+
+    It withdraws it when its stdin is closed.
+    """
+    children = []
+
+    def start(url, instance_id, **env):
+        child = subprocess.Popen(
+            [sys.executable, "-c", OWNER, url, str(instance_id)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **env},
+        )
+        children.append(child)
+        assert child.stdout.readline() == "registered\n"
+        return child
+
+    yield start
+    for child in children:
+        child.kill()
+        child.wait()
+        child.stdin.close()
+        child.stdout.close()
 
 
 @pytest.fixture

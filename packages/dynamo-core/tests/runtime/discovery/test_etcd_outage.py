@@ -6,10 +6,7 @@ The outages last longer than a lease, which is a few seconds here. Watchers must
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
@@ -24,22 +21,6 @@ pytestmark = pytest.mark.e2e
 LEASE_SECONDS = 3
 WAIT_SECONDS = 40
 
-OWNER = """
-import asyncio, sys
-from dynamo.protocols.discovery import InstanceRecord
-from dynamo.runtime.discovery import create_discovery
-
-async def main():
-    discovery = create_discovery(sys.argv[1])
-    await discovery.start()
-    await discovery.register(InstanceRecord("ns", "worker", "generate", int(sys.argv[2]), {"tcp": "127.0.0.1:1"}))
-    print("registered", flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await discovery.close()
-
-asyncio.run(main())
-"""
-
 
 @pytest.fixture
 def discovery(etcd, etcd_discovery):
@@ -47,28 +28,9 @@ def discovery(etcd, etcd_discovery):
 
 
 @pytest.fixture
-def start_owner(etcd):
+def start_owner(etcd, owner_process):
     """Another process that registers one instance."""
-    children = []
-
-    def start(instance_id):
-        child = subprocess.Popen(
-            [sys.executable, "-c", OWNER, etcd.url, str(instance_id)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "ETCD_LEASE_TTL": str(LEASE_SECONDS)},
-        )
-        children.append(child)
-        assert child.stdout.readline() == "registered\n"
-        return child
-
-    yield start
-    for child in children:
-        child.kill()
-        child.wait()
-        child.stdin.close()
-        child.stdout.close()
+    return lambda instance_id: owner_process(etcd.url, instance_id, ETCD_LEASE_TTL=str(LEASE_SECONDS))
 
 
 class History:

@@ -1,49 +1,13 @@
 """FileDiscovery between real processes."""
 
 import signal
-import subprocess
-import sys
 
 import pytest
 
-PROGRAM = """
-import asyncio, sys
-from dynamo.protocols.discovery import InstanceRecord
-from dynamo.runtime.discovery import create_discovery
-
-async def main():
-    discovery = create_discovery(sys.argv[1])
-    await discovery.start()
-    await discovery.register(InstanceRecord("ns", "worker", "generate", int(sys.argv[2]), {"tcp": "127.0.0.1:1"}))
-    print("registered", flush=True)
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await discovery.close()
-
-asyncio.run(main())
-"""
-
 
 @pytest.fixture
-def start(tmp_path):
-    children = []
-
-    def run(instance_id):
-        child = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, f"file://{tmp_path / 'd'}", str(instance_id)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        children.append(child)
-        assert child.stdout.readline() == "registered\n"
-        return child
-
-    yield run
-    for child in children:
-        child.kill()
-        child.wait()
-        child.stdin.close()
-        child.stdout.close()
+def start(tmp_path, owner_process):
+    return lambda instance_id: owner_process(f"file://{tmp_path / 'd'}", instance_id)
 
 
 async def test_a_killed_process_is_gone_and_a_stopped_one_withdraws(start, tmp_path, file_discovery, watch):
