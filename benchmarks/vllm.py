@@ -140,7 +140,7 @@ def _ours(directory: Path, model: Path) -> Iterator[System]:
     with ExitStack() as stack:
         worker_pid = stack.enter_context(server_process(sys.executable, worker, env, directory / "worker.log"))
         pid = stack.enter_context(server_process(sys.executable, frontend, env, directory / "ours.log"))
-        yield _Hosts("ours", port, pid, [pid, worker_pid])
+        yield _Hosts("ours", port, pid, pids=[pid, worker_pid])
 
 
 @contextmanager
@@ -152,5 +152,6 @@ def _peer(directory: Path, model: Path) -> Iterator[System]:
     port = free_port()
     server = ["vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", MODEL]
     server += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log", *_ENGINE_FLAGS]
-    with server_process(sys.executable, server, _ENVIRONMENT, directory / "peer.log") as pid:
-        yield _Hosts("peer", port, pid, [pid])
+    env = {**_ENVIRONMENT, "TMPDIR": str(directory)}  # where it leaves its sockets
+    with server_process(sys.executable, server, env, directory / "peer.log") as pid:
+        yield _Hosts("peer", port, pid, pids=[pid])

@@ -145,6 +145,7 @@ def test_a_flag_that_nobody_knows_is_found(flag):
         parse_vllm(["--model", "example/tiny", flag])
 
 
+@pytest.mark.vllm
 @pytest.mark.skipif(not HAS_VLLM, reason='vLLM is not installed; nox -s "engine(vllm)" has it')
 def test_the_list_of_flags():
     from vllm.engine.arg_utils import AsyncEngineArgs

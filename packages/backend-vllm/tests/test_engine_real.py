@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib.util
 import json
+import os
 import signal
-from collections.abc import AsyncIterator, Sequence
 
 import psutil
 import pytest
@@ -15,18 +13,14 @@ import pytest_asyncio
 from tokenizers import Tokenizer
 
 from dynamo.errors import EngineShutdown, InvalidRequest
-from dynamo.protocols.engine import EngineConfig, EngineOptions, LLMEngine
+from dynamo.protocols.engine import EngineOptions
 from dynamo.protocols.llm import (
     GuidedDecoding,
-    LLMEngineOutput,
-    PreprocessedRequest,
     SamplingOptions,
     StopConditions,
-    pack_token_ids,
 )
 from dynamo.reference import demo_model_directory
 from dynamo.reference.engine import ReferenceEngine
-from dynamo.runtime.context import Context
 from dynamo.vllm.engine import VllmEngine
 
 pytestmark = [
@@ -34,48 +28,14 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.filterwarnings("default"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None, reason='vLLM is not installed; nox -s "engine(vllm)" has it'
-    ),
 ]
 
 FLAGS = ("--kv-cache-memory-bytes=16777216", "--max-model-len=1024")
-GREEDY = SamplingOptions(temperature=0.0)
 QUESTIONS = ["What is 7 plus 6?", "What is the capital of Norway?", "What is the weather in Oslo?", "Tell me a story."]
 
 
-class Running:
-    """An engine, its configuration, and a way to ask it."""
-
-    def __init__(self, engine: LLMEngine, config: EngineConfig) -> None:
-        self.engine = engine
-        self.config = config
-        self._number = 0
-
-    def request(self, ids: Sequence[int], **fields) -> PreprocessedRequest:
-        self._number += 1
-        fields = {"sampling": GREEDY, "stop": StopConditions(max_tokens=24), **fields}
-        return PreprocessedRequest(f"r{self._number}", self.config.model, pack_token_ids(list(ids)), **fields)
-
-    def stream(self, request: PreprocessedRequest) -> AsyncIterator[LLMEngineOutput]:
-        return self.engine.generate(request, Context(request.request_id))
-
-    async def run(self, ids: Sequence[int], **fields) -> tuple[list[int], LLMEngineOutput]:
-        """All ids, and the last output."""
-        outputs = [output async for output in self.stream(self.request(ids, **fields))]
-        return [token for output in outputs for token in output.token_ids], outputs[-1]
-
-
-@contextlib.asynccontextmanager
-async def running(engine: LLMEngine):
-    try:
-        yield Running(engine, await engine.start())
-    finally:
-        await engine.cleanup()
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def vllm():
+async def vllm(running):
     async with running(VllmEngine(EngineOptions(argv=FLAGS))) as engine:
         yield engine
 
@@ -100,7 +60,7 @@ async def test_the_engine_says_what_it_is(vllm):
     assert config.tool_call_parser == "hermes"
 
 
-async def test_greedy_text_is_that_of_the_reference_engine(vllm, tokenizer):
+async def test_greedy_text_is_that_of_the_reference_engine(running, vllm, tokenizer):
     async with running(ReferenceEngine(EngineOptions())) as reference:
         for question in QUESTIONS:
             ids = chat(tokenizer, question)
@@ -170,11 +130,15 @@ async def test_a_request_id_is_used_once_at_a_time(vllm):
     await first.aclose()
 
 
-async def test_a_killed_engine_ends_streams_and_tells_why(tokenizer):
-    """The last test: an engine of its own, whose process is killed under a stream."""
-    async with running(VllmEngine(EngineOptions(argv=FLAGS))) as vllm:
+async def test_a_killed_engine_ends_streams_and_tells_why_and_another_lives_on(running, vllm):
+    """The last test: a second engine of this process, which is killed under a stream."""
+    other = vllm
+    async with running(VllmEngine(EngineOptions(argv=(*FLAGS, "--disable-log-stats")))) as vllm:
+        assert other.config.capabilities.load
+        assert not vllm.config.capabilities.load
         stream = vllm.stream(vllm.request([5, 6, 7], stop=StopConditions(max_tokens=900, ignore_eos=True)))
         await anext(stream)
+        assert "VLLM_RPC_BASE_PATH" not in os.environ
         _core(before=set()).send_signal(signal.SIGKILL)
         with pytest.raises(EngineShutdown, match="engine process ended"):
             async for _ in stream:
@@ -183,6 +147,7 @@ async def test_a_killed_engine_ends_streams_and_tells_why(tokenizer):
         assert "engine process ended" in reason
         with pytest.raises(EngineShutdown, match="engine process ended"):
             await vllm.run([5, 6, 7])
+    assert len((await other.run([5, 6, 7], stop=StopConditions(max_tokens=3, ignore_eos=True)))[0]) == 3
 
 
 def _core(before: set[psutil.Process]) -> psutil.Process:

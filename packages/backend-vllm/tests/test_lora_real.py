@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,19 +14,12 @@ import pytest
 import pytest_asyncio
 
 from dynamo.errors import InvalidRequest
-from dynamo.protocols.engine import EngineOptions, LLMEngine
+from dynamo.protocols.engine import EngineOptions
 from dynamo.protocols.hashing import seed_of, sequence_hashes
 from dynamo.protocols.kv_events import HashesStored, KvEventBatch
-from dynamo.protocols.llm import (
-    LLMEngineOutput,
-    PreprocessedRequest,
-    SamplingOptions,
-    StopConditions,
-    pack_token_ids,
-)
+from dynamo.protocols.llm import StopConditions
 from dynamo.reference import demo_model_directory
 from dynamo.reference.engine import ReferenceEngine
-from dynamo.runtime.context import Context
 from dynamo.testing.lora_adapters import write_lora_adapter
 from dynamo.vllm.engine import VllmEngine
 from dynamo.worker.kv_publisher import KvEventPublisher
@@ -38,9 +30,6 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.asyncio(loop_scope="module"),
     pytest.mark.filterwarnings("default"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None, reason='vLLM is not installed; nox -s "engine(vllm)" has it'
-    ),
 ]
 
 BLOCK = 32
@@ -55,41 +44,16 @@ FLAGS = (
     "--max-cpu-loras=2",
     "--max-lora-rank=8",
 )
+EIGHT = StopConditions(max_tokens=8, ignore_eos=True)
 PROMPT = [3 + (17 * position) % 900 for position in range(3 * BLOCK + 5)]
 
 
-class Asked:
-    """An engine and its requests."""
-
-    def __init__(self, engine: LLMEngine) -> None:
-        self.engine = engine
-        self._number = 0
-
-    async def run(self, ids: Sequence[int], **fields) -> tuple[list[int], LLMEngineOutput]:
-        """All ids, and the last output."""
-        self._number += 1
-        request = PreprocessedRequest(
-            f"lora-{self._number}",
-            "dynamo-demo",
-            pack_token_ids(list(ids)),
-            SamplingOptions(temperature=0.0),
-            StopConditions(max_tokens=8, ignore_eos=True),
-            **fields,
-        )
-        outputs = [output async for output in self.engine.generate(request, Context(request.request_id))]
-        return [token for output in outputs for token in output.token_ids], outputs[-1]
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def vllm():
-    engine = VllmEngine(EngineOptions(argv=FLAGS))
-    try:
-        config = await engine.start()
-        assert config.capabilities.lora
-        assert config.dp_size == RANKS
-        yield Asked(engine)
-    finally:
-        await engine.cleanup()
+async def vllm(running):
+    async with running(VllmEngine(EngineOptions(argv=FLAGS))) as started:
+        assert started.config.capabilities.lora
+        assert started.config.dp_size == RANKS
+        yield started
 
 
 @pytest.fixture
@@ -100,24 +64,20 @@ def adapter(tmp_path):
     return write
 
 
-async def test_adapters_answer_as_in_the_reference_engine_at_every_rank(vllm, adapter):
-    reference = ReferenceEngine(EngineOptions())
+async def test_adapters_answer_as_in_the_reference_engine_at_every_rank(running, vllm, adapter):
     path = adapter("tuned", seed=1)
-    await reference.start()
-    try:
-        await reference.load_lora("tuned", path)
-        expected, _ = await Asked(reference).run(PROMPT, lora="tuned")
-    finally:
-        await reference.cleanup()
-    base, _ = await vllm.run(PROMPT, dp_rank=0)
+    async with running(ReferenceEngine(EngineOptions())) as reference:
+        await reference.engine.load_lora("tuned", path)
+        expected, _ = await reference.run(PROMPT, lora="tuned", stop=EIGHT)
+    base, _ = await vllm.run(PROMPT, dp_rank=0, stop=EIGHT)
     await vllm.engine.load_lora("tuned", path)
     try:
         assert list(vllm.engine.loras()) == ["tuned"]
         for rank in range(RANKS):
-            tokens, last = await vllm.run(PROMPT, lora="tuned", dp_rank=rank)
+            tokens, last = await vllm.run(PROMPT, lora="tuned", dp_rank=rank, stop=EIGHT)
             assert tokens == expected != base
             assert last.usage.cached_tokens == 0  # neither the base model's nor the other rank's blocks
-            _, again = await vllm.run(PROMPT, lora="tuned", dp_rank=rank)
+            _, again = await vllm.run(PROMPT, lora="tuned", dp_rank=rank, stop=EIGHT)
             assert again.usage.cached_tokens == 3 * BLOCK
     finally:
         await vllm.engine.unload_lora("tuned")
@@ -129,7 +89,7 @@ async def test_an_adapter_that_comes_back_trained_further_reuses_nothing(vllm, a
     answers = []
     for seed in (2, 3):
         await vllm.engine.load_lora("again", adapter("again", seed=seed))
-        tokens, last = await vllm.run(PROMPT, lora="again", dp_rank=0)
+        tokens, last = await vllm.run(PROMPT, lora="again", dp_rank=0, stop=EIGHT)
         answers.append(tokens)
         assert last.usage.cached_tokens == 0
         await vllm.engine.unload_lora("again")
@@ -154,7 +114,7 @@ async def test_wrong_adapters_are_refused_and_the_engine_lives(vllm, adapter):
     await vllm.engine.load_lora("second", good)
     with pytest.raises(InvalidRequest, match="keeps 2 LoRA adapters"):
         await vllm.engine.load_lora("third", good)
-    tokens, _ = await vllm.run(PROMPT, lora="good")
+    tokens, _ = await vllm.run(PROMPT, lora="good", stop=EIGHT)
     assert len(tokens) == 8
     for name in ("good", "second"):
         await vllm.engine.unload_lora(name)
@@ -171,7 +131,7 @@ async def test_events_of_a_rank_carry_the_adapter_and_become_our_hashes(vllm, ad
     await vllm.engine.load_lora("heard", adapter("heard"))
     prompt = [5 + (23 * position) % 900 for position in range(2 * BLOCK + 3)]
     try:
-        await vllm.run(prompt, lora="heard", dp_rank=1)
+        await vllm.run(prompt, lora="heard", dp_rank=1, stop=EIGHT)
         wanted = set(sequence_hashes(np.asarray(prompt, np.uint32), BLOCK, seed_of("heard")).tolist())
 
         async def heard():

@@ -16,12 +16,15 @@ from dynamo.vllm.processes import EngineProcesses
 
 pytestmark = pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no /dev/shm here: Linux has it")
 
-#: Makes a segment of shared memory, starts a child of its own, and waits.
+#: Makes a segment of shared memory, which it gives another name as the C library does with a semaphore, starts a child
+#: of its own, and waits.
 PROGRAM = """
-import mmap, subprocess, sys
-segment = open("/dev/shm/" + sys.argv[1], "w+b")
+import mmap, os, subprocess, sys
+name = "/dev/shm/" + sys.argv[1]
+segment = open(name + "-early", "w+b")
 segment.truncate(4096)
 view = mmap.mmap(segment.fileno(), 4096)
+os.rename(name + "-early", name)
 child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
 print("ready", flush=True)
 input()
@@ -80,12 +83,13 @@ def test_segments_of_a_process_that_died_by_itself_are_removed(started, segments
     assert not segments[0].exists()
 
 
-#: A worker: starts a reaper, says that it has, and waits to be killed.
+#: A worker: starts a reaper, tells it of a segment, says that it has, and waits to be killed.
 WORKER = """
 import sys
 from pathlib import Path
 from dynamo.vllm.reaper import Reaper
 reaper = Reaper(Path(sys.argv[1]))
+reaper.note(sys.argv[2:])
 print(reaper._process.pid, flush=True)
 input()
 """
@@ -95,7 +99,8 @@ def test_the_engine_of_a_killed_worker_is_removed(started, segments, tmp_path):
     directory = tmp_path / "engine"
     directory.mkdir()
     engine = start(started, segments[0].name, directory)
-    command = [sys.executable, "-c", WORKER, str(directory)]
+    segments[1].touch()  # of a process that is killed with the worker: nothing maps it any more
+    command = [sys.executable, "-c", WORKER, str(directory), segments[1].name]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     started.append(worker)
     assert worker.stdout is not None
@@ -103,5 +108,5 @@ def test_the_engine_of_a_killed_worker_is_removed(started, segments, tmp_path):
     worker.kill()
     engine.wait(30)
     reaper.wait(30)
-    assert not segments[0].exists()
+    assert [segment.exists() for segment in segments] == [False, False]
     assert not directory.exists()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import importlib.util
+import json
 import os
 import shutil
 import socket
@@ -22,9 +23,6 @@ pytestmark = [
     pytest.mark.vllm,
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("default"),
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None, reason='vLLM is not installed; nox -s "engine(vllm)" has it'
-    ),
 ]
 
 SMALL = ("--kv-cache-memory-bytes=16777216", "--max-model-len=1024")
@@ -95,22 +93,26 @@ async def test_a_cache_that_the_model_does_not_fit_into():
     error = await failure("--kv-cache-memory-bytes=65536", "--max-model-len=1024")
     assert isinstance(error, EngineError)
     assert "cache" in error.message
+    assert "--kv-cache-memory-bytes" in (error.hint or "")
 
 
-async def test_weights_without_an_end(model):
+@pytest.mark.parametrize(("length", "said"), [(-1000, "it ends after"), (1000, "header claims"), (0, "cannot read")])
+async def test_weights_that_are_cut_off(model, length, said):
     weights = model / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-    error = await failure(*SMALL, model=model)
-    assert isinstance(error, EngineError)
-    assert "Safetensor" in error.message
-
-
-async def test_weights_without_a_header(model):
-    weights = model / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
+    weights.write_bytes(weights.read_bytes()[:length])
     error = await failure(*SMALL, model=model)
     assert isinstance(error, ConfigError)
-    assert str(model) in error.message
+    assert str(weights) in error.message
+    assert said in error.message
+
+
+@pytest.mark.slow
+async def test_weights_of_another_shape(model):
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**settings, "intermediate_size": 2 * settings["intermediate_size"]}))
+    error = await failure(*SMALL, model=model)
+    assert isinstance(error, EngineError)
+    assert "vLLM cannot start: " in error.message
 
 
 @pytest.mark.slow
@@ -121,6 +123,15 @@ async def test_a_port_that_is_taken():
         error = await failure(*SMALL, "--kv-events-config", events)
     assert isinstance(error, EngineError)
     assert "Address already in use" in error.message
+
+
+async def test_starts_at_once_take_turns_and_change_nothing_for_good():
+    before = dict(os.environ), os.fstat(1), os.fstat(2)
+    errors = await asyncio.gather(*(failure(flag) for flag in ("--blok-size", "--dtpye", "--sede")))
+    assert [error.hint for error in errors] == [
+        f"did you mean {flag}?" for flag in ("--block-size", "--dtype", "--seed")
+    ]
+    assert (dict(os.environ), os.fstat(1), os.fstat(2)) == before
 
 
 async def test_a_start_that_hangs_is_ended_after_its_limit(model):

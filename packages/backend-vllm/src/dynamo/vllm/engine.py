@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from dynamo.errors import ConfigError, Draining, EngineError, EngineShutdown, InvalidRequest
+from dynamo.errors import ConfigError, EngineError, EngineShutdown
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.engine import EngineConfig, EngineOptions, MetricFamily
+from dynamo.protocols.kv_copies import CopyCounter
 from dynamo.protocols.kv_events import EngineKvEvents
 from dynamo.protocols.llm import DisaggregationMode, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.load import EngineLoad
@@ -27,13 +28,14 @@ from dynamo.vllm.args import requested_mode, split_flags
 from dynamo.vllm.describe import EngineFacts, describe
 from dynamo.vllm.foreign_errors import translated
 from dynamo.vllm.installation import find_installation
-from dynamo.vllm.kv_copies import CopyCounter
 from dynamo.vllm.kv_events import VllmKvEvents
-from dynamo.vllm.launch import EngineHandle, Launch
-from dynamo.vllm.load import VllmLoad, vllm_metrics
+from dynamo.vllm.launch import EngineHandle, launch
+from dynamo.vllm.load import VllmLoad
 from dynamo.vllm.lora import LoraRegistry
 from dynamo.vllm.outputs import StreamConverter, embedding_output
 from dynamo.vllm.sampling import sampling_params
+from dynamo.vllm.weights_check import check_weights
+from dynamo.worker.open_streams import OpenStreams
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -71,10 +73,7 @@ class VllmEngine:
             )
         self._directory = Path(options.model) if options.model else demo_model_directory()
         self._name = options.served_model_name or (self._directory.name if options.model else "dynamo-demo")
-        self._streams: dict[str, _Stream] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._draining = False
+        self._streams: OpenStreams[_Stream] = OpenStreams()
         self._gone: str | None = "the engine has not started"
         self._died = asyncio.Event()
         self._load = VllmLoad()
@@ -94,8 +93,15 @@ class VllmEngine:
             EngineError: it does not start.
         """
         given = {"model": str(self._directory), "served_model_name": self._name}
-        launch = Launch(find_installation(), self._argv, given)
-        self._handle = await launch.run(self._settings.engine_start_timeout_seconds, lambda: [self._load.stat_logger])
+        installation = find_installation()
+        await asyncio.to_thread(check_weights, self._directory)
+        self._handle = await launch(
+            installation,
+            self._argv,
+            given,
+            timeout_seconds=self._settings.engine_start_timeout_seconds,
+            stat_loggers=lambda: [self._load.stat_logger()],
+        )
         try:
             self._facts = await describe(self._handle.llm)
             self._loras = LoraRegistry(self._handle.llm)
@@ -117,15 +123,20 @@ class VllmEngine:
             Draining: the engine takes nothing new.
         """
         handle, facts, loras = self._running()
-        if self._draining:
-            raise Draining("this worker is draining", retry_after_seconds=1.0)
+        self._streams.check(request.request_id)
         prompt = request.prompt().tolist()
         facts.check(request, prompt)
         with loras.use(request.lora) as lora, self._stream(request) as stream, translated(handle.why_dead):
             if request.embed:
                 yield await self._embed(handle, request, prompt, lora)
                 return
-            async for output in self._outputs(handle, request, prompt, lora, stream):
+            queue = await self._submit(handle, request, prompt, lora, stream)
+            converter, finished = StreamConverter(request, prompt), False
+            while not finished:
+                output = converter.convert(queue.get_nowait() or await queue.get())
+                finished = output.finish_reason is not None
+                if finished:
+                    stream.queue = None
                 yield output
 
     async def abort(self, request_id: str) -> None:
@@ -136,11 +147,7 @@ class VllmEngine:
 
     async def drain(self, deadline_seconds: float) -> None:
         """Refuse new requests; return when what runs has ended, or after `deadline_seconds`."""
-        self._draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), deadline_seconds)
-        except asyncio.TimeoutError:
-            logger.warning("%d requests were still running at the end of the drain", len(self._streams))
+        await self._streams.drain(deadline_seconds)
 
     async def cleanup(self) -> None:
         """End vLLM and its processes; open streams end with EngineShutdown. Idempotent."""
@@ -192,7 +199,7 @@ class VllmEngine:
 
     def metrics(self) -> Iterable[MetricFamily]:
         """What vLLM measures itself; see MetricsSource."""
-        return vllm_metrics()
+        return self._load.metrics()
 
     async def load_lora(self, name: str, path: str) -> None:
         """Load an adapter in PEFT's layout; see LoraHost."""
@@ -208,17 +215,16 @@ class VllmEngine:
         """Adapters that requests may name."""
         return self._loras.names() if self._loras is not None else []
 
-    async def _outputs(
+    async def _submit(
         self,
         handle: EngineHandle,
         request: PreprocessedRequest,
         prompt: list[int],
         lora: LoRARequest | None,
         stream: _Stream,
-    ) -> AsyncIterator[LLMEngineOutput]:
+    ) -> RequestOutputCollector:
         from vllm.inputs.engine import tokens_input
 
-        converter = StreamConverter(request, prompt)
         queue = await handle.llm.add_request(
             request.request_id,
             tokens_input(prompt, cache_salt=request.cache_salt),
@@ -231,13 +237,7 @@ class VllmEngine:
         stream.queue = queue
         if stream.cancelled:  # while vLLM took the request
             await self._cancel(stream)
-        finished = False
-        while not finished:
-            output = converter.convert(queue.get_nowait() or await queue.get())
-            finished = output.finish_reason is not None
-            if finished:
-                stream.queue = None
-            yield output
+        return queue
 
     async def _embed(
         self, handle: EngineHandle, request: PreprocessedRequest, prompt: list[int], lora: LoRARequest | None
@@ -261,10 +261,8 @@ class VllmEngine:
     @contextmanager
     def _stream(self, request: PreprocessedRequest) -> Iterator[_Stream]:
         """A stream's place in the engine; left before its end, it is aborted."""
-        if request.request_id in self._streams:
-            raise InvalidRequest(f"request id {request.request_id!r} is in use", param="request_id")
-        stream = self._streams[request.request_id] = _Stream()
-        self._idle.clear()
+        stream = _Stream()
+        self._streams.open(request.request_id, stream)
         loop = asyncio.get_running_loop()
         deadline = request.deadline_unix_seconds
         timer = deadline and loop.call_later(max(0.0, deadline - time.time()), self._cancel_soon, stream)
@@ -273,10 +271,8 @@ class VllmEngine:
         finally:
             if timer:
                 timer.cancel()
-            del self._streams[request.request_id]
+            self._streams.close(request.request_id)
             self._cancel_soon(stream)
-            if not self._streams:
-                self._idle.set()
 
     async def _cancel(self, stream: _Stream) -> None:
         stream.cancelled = True
@@ -297,7 +293,7 @@ class VllmEngine:
     def _end_streams(self, reason: str) -> None:
         if self._gone is None:
             self._gone = reason
-        for stream in self._streams.values():
+        for stream in self._streams:
             if stream.queue is not None:
                 stream.queue.put(EngineShutdown(reason))
 

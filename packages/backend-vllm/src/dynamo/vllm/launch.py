@@ -8,8 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,11 +19,12 @@ from dynamo.vllm.laptop import CPU_ENVIRONMENT, cpu_arguments, one_process
 from dynamo.vllm.output_tail import OutputTail
 from dynamo.vllm.processes import EngineProcesses
 from dynamo.vllm.reaper import Reaper
+from dynamo.vllm.start_environment import StartEnvironment
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-__all__ = ["EngineHandle", "Launch", "directory_for_sockets"]
+__all__ = ["EngineHandle", "directory_for_sockets", "launch"]
 
 T = TypeVar("T")
 
@@ -33,8 +33,13 @@ _PREFIX = "dynamo-vllm-"
 _SOCKET_NAME_CHARACTERS = 66
 #: The longest path that a socket can have, on Linux.
 _SOCKET_PATH_CHARACTERS = 107
+#: vLLM's own advice is for GPUs.
+_MEMORY_HINT = "give more --kv-cache-memory-bytes (CPU) or --gpu-memory-utilization, or a smaller --max-model-len"
 _AFTER_KILL_SECONDS = 10.0
 _SHUTDOWN_SECONDS = 3.0
+#: Held by the engine that starts.
+_STARTING = threading.Lock()
+_TURN_POLL_SECONDS = 0.05
 
 
 class EngineHandle:
@@ -56,12 +61,40 @@ class EngineHandle:
 
     def close(self) -> None:
         """End the engine's processes, gently first. Blocks for a few seconds."""
+        from vllm.envs import disable_envs_cache
+
         self.llm.shutdown(timeout=_SHUTDOWN_SECONDS)
+        disable_envs_cache()  # who uses vLLM next in this process may have set others
         self._remove()
 
 
-class Launch:
-    """One start of vLLM. `stat_loggers` are vLLM's factories; see `AsyncLLM.from_vllm_config`."""
+async def launch(
+    installation: Installation,
+    argv: list[str],
+    given: dict[str, Any],
+    *,
+    timeout_seconds: float,
+    stat_loggers: Callable[[], list[Any]],
+) -> EngineHandle:
+    """Start vLLM with the flags in `argv` and the arguments `given`, when no other engine starts in this process.
+
+    `stat_loggers` makes vLLM's factories of loggers; see `AsyncLLM.from_vllm_config`.
+
+    Raises:
+        ConfigError: vLLM refuses a flag, or what the flags mean together.
+        EngineError: it does not start, or not within `timeout_seconds`; its processes are gone then.
+    """
+    # The environment and the standard output, which a start changes, are the whole process's.
+    while not _STARTING.acquire(blocking=False):  # another thread's event loop may have it
+        await asyncio.sleep(_TURN_POLL_SECONDS)
+    try:
+        return await _Launch(installation, argv, given).run(timeout_seconds, stat_loggers)
+    finally:
+        _STARTING.release()
+
+
+class _Launch:
+    """One start."""
 
     def __init__(self, installation: Installation, argv: list[str], given: dict[str, Any]) -> None:
         self._installation = installation
@@ -75,44 +108,45 @@ class Launch:
         self._reaper = Reaper(self._directory)
 
     async def run(self, timeout_seconds: float, stat_loggers: Callable[[], list[Any]]) -> EngineHandle:
-        """Start the engine.
+        with self._output, StartEnvironment() as environment:
+            self._prepare(environment)
+            llm = await self._in_time(timeout_seconds, lambda: self._start(environment, stat_loggers))
+        from vllm.envs import enable_envs_cache
 
-        Raises:
-            ConfigError: vLLM refuses a flag, or what the flags mean together.
-            EngineError: it does not start, or not within `timeout_seconds`; its processes are gone then.
-        """
-        task = asyncio.ensure_future(_in_daemon_thread(lambda: self._start(stat_loggers)))
-        with self._output:
-            try:
-                done, _ = await asyncio.wait({task}, timeout=timeout_seconds)
-                llm = task.result() if done else None
-            except BaseException as error:
-                await self._give_up(task)
-                if isinstance(error, (DynamoError, asyncio.CancelledError)):
-                    raise
-                raise self._failure(error) from error
-            if llm is None:
-                output = self._output.text()
-                await self._give_up(task)
-                raise EngineError(
-                    f"vLLM did not start within {timeout_seconds:g} s; the end of its output:\n{output}",
-                    hint="raise --engine-start-timeout-seconds for a model that takes longer to load",
-                )
-        await asyncio.to_thread(self._processes.note_shared_memory)
+        # From here on nothing changes them: vLLM reads some anew at every step, for a tenth of a worker's CPU.
+        enable_envs_cache()
+        self._reaper.note(self._processes.segments)
         return EngineHandle(llm, self._output, self._remove)
 
-    def _start(self, stat_loggers: Callable[[], list[Any]]) -> AsyncLLM:
+    async def _in_time(self, timeout_seconds: float, start: Callable[[], AsyncLLM]) -> AsyncLLM:
+        task = asyncio.ensure_future(_in_daemon_thread(start))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=timeout_seconds)
+            if done:
+                return task.result()
+        except BaseException as error:
+            await self._give_up(task)
+            if isinstance(error, (DynamoError, asyncio.CancelledError)):
+                raise
+            raise self._failure(error) from error
+        output = self._output.text()
+        await self._give_up(task)
+        raise EngineError(
+            f"vLLM did not start within {timeout_seconds:g} s; the end of its output:\n{output}",
+            hint="raise --engine-start-timeout-seconds for a model that takes longer to load",
+        )
+
+    def _start(self, environment: StartEnvironment, stat_loggers: Callable[[], list[Any]]) -> AsyncLLM:
         """The part that blocks: imports vLLM (seconds) and waits for the engine's processes."""
-        self._prepare_environment()
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.envs import disable_envs_cache, enable_envs_cache
+        from vllm.envs import disable_envs_cache
         from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         disable_envs_cache()  # an earlier engine's, in this process
         arguments = {**engine_arguments(self._argv), **self._given}
         if self._installation.is_cpu:
-            _add_to_environment(one_process(arguments))
+            environment.add(one_process(arguments))
             arguments |= cpu_arguments(arguments, os.environ)
         arguments = self._with_kv_events(arguments)
         context = UsageContext.ENGINE_CONTEXT
@@ -123,32 +157,33 @@ class Launch:
             raise ConfigError(
                 f"vLLM refuses the flags, or the model {self._given['model']}: {_first_complaint(error)}"
             ) from error
-        with _children_marked_with(self._directory):
-            llm = AsyncLLM.from_vllm_config(
-                config,
-                usage_context=context,
-                stat_loggers=stat_loggers(),
-                enable_log_requests=engine_args.enable_log_requests,
-                disable_log_stats=engine_args.disable_log_stats,
-            )
-        # From here on nothing changes them: vLLM reads some anew at every step, for a tenth of a worker's CPU.
-        enable_envs_cache()
+        llm = AsyncLLM.from_vllm_config(
+            config,
+            usage_context=context,
+            stat_loggers=None if engine_args.disable_log_stats else stat_loggers(),
+            enable_log_requests=engine_args.enable_log_requests,
+            disable_log_stats=engine_args.disable_log_stats,
+        )
+        self._processes.note_shared_memory()
         return llm
 
-    def _prepare_environment(self) -> None:
-        """Variables that vLLM and the libraries below it read when they are imported."""
-        wanted = {
-            # A worker has threads by now, and a fork of it could wait for ever.
-            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-            "VLLM_NO_USAGE_STATS": "1",
-            # Where torch keeps what it compiled; by default with the temporary files, which go with the engine.
-            "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}",
-        }
+    def _prepare(self, environment: StartEnvironment) -> None:
+        """Variables that vLLM and the libraries below it read when they are imported, and processes inherit."""
+        environment.add(
+            {
+                # A worker has threads by now, and a fork of it could wait for ever.
+                "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+                "VLLM_NO_USAGE_STATS": "1",
+                # Where torch keeps what it compiled; by default with the temporary files, which go with the engine.
+                "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{os.getuid()}",
+                "VLLM_RPC_BASE_PATH": str(self._directory),
+            }
+        )
         if self._installation.is_cpu:
-            wanted |= CPU_ENVIRONMENT
-        _add_to_environment(wanted)
-        if Path(os.environ.get("VLLM_RPC_BASE_PATH", _PREFIX)).name.startswith(_PREFIX):
-            os.environ["VLLM_RPC_BASE_PATH"] = str(self._directory)  # not the user's, but an earlier engine's
+            environment.add(CPU_ENVIRONMENT)
+        # `EngineProcesses` knows children by it. With SPT_NOENV a process that changes its title leaves the environment
+        # that others see of it alone.
+        environment.put({"TMPDIR": str(self._directory), "SPT_NOENV": "1"})
 
     def _with_kv_events(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Have the engine publish on sockets that only this user can open, unless the user chose otherwise.
@@ -180,32 +215,16 @@ class Launch:
 
     def _failure(self, error: BaseException) -> EngineError:
         cause = self._output.cause() or f"{type(error).__name__}: {error}"
-        return EngineError(f"vLLM cannot start: {cause}", hint="the output above has the whole story")
+        hint = (
+            _MEMORY_HINT if "cache blocks" in cause or "KV cache" in cause else "the output above has the whole story"
+        )
+        return EngineError(f"vLLM cannot start: {cause}", hint=hint)
 
 
 def directory_for_sockets(temporary: Path) -> Path:
     """Where an engine's directory is made: in `temporary`, unless the names of sockets below it would be too long."""
     fits = len(str(temporary)) + _SOCKET_NAME_CHARACTERS <= _SOCKET_PATH_CHARACTERS
     return temporary if fits else Path("/", "tmp")
-
-
-@contextmanager
-def _children_marked_with(directory: Path) -> Iterator[None]:
-    """Children get `directory` for their temporary files, by which `EngineProcesses` knows them.
-
-    With SPT_NOENV a process that changes its title leaves the environment that others see of it alone.
-    """
-    marks = {"TMPDIR": str(directory), "SPT_NOENV": "1"}
-    before = {name: os.environ.get(name) for name in marks}
-    os.environ.update(marks)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 async def _in_daemon_thread(function: Callable[[], T]) -> T:
@@ -237,9 +256,3 @@ def _first_complaint(error: Exception) -> str:
     if callable(errors) and (found := errors()):
         return str(found[0].get("msg", error))
     return str(error)
-
-
-def _add_to_environment(wanted: Mapping[str, str]) -> None:
-    """What the user set stays as it is."""
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)

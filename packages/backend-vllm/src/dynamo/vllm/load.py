@@ -1,25 +1,25 @@
 """Load and metrics of a vLLM engine, from what it tells its stat loggers after every step.
 
 The engine adapter passes `VllmLoad.stat_logger` to vLLM (``stat_loggers=``) and answers `LoadSource` and
-`MetricsSource` with the rest. Without log statistics (``--disable-log-stats``) vLLM calls no logger.
+`MetricsSource` with the rest. Without log statistics (``--disable-log-stats``) vLLM gets no logger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from dynamo.protocols.engine import MetricFamily, MetricSample
 from dynamo.protocols.load import EngineLoad
+from dynamo.vllm.step_metrics import step_metrics_class
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.v1.metrics.loggers import StatLoggerBase
     from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
-__all__ = ["VllmLoad", "vllm_metrics"]
+__all__ = ["VllmLoad"]
 
 _PREFIX = "vllm:"
 
@@ -66,49 +66,35 @@ class _Rank:
 
 
 class VllmLoad:
-    """Load per engine index, which is the data-parallel rank."""
+    """Load per engine index, which is the data-parallel rank, and vLLM's metrics."""
 
     def __init__(self) -> None:
         self._ranks: dict[int, _Rank] = {}
+        self._flush: Callable[[], None] = lambda: None
 
     def load(self) -> Sequence[EngineLoad]:
         """Load after the last step of each rank; nothing before the engine is there."""
         return [rank.load(index, len(self._ranks)) for index, rank in sorted(self._ranks.items())]
 
-    def stat_logger(self, vllm_config: VllmConfig, engine_index: int = 0) -> StatLoggerBase:
-        """What vLLM calls to make a logger per engine index; imports vLLM."""
-        rank = self._ranks[engine_index] = _Rank(vllm_config)
-        return _logger_class()(rank)
+    def metrics(self, registry: CollectorRegistry = REGISTRY) -> Iterator[MetricFamily]:
+        """What vLLM measures, under its own names; it keeps them in the process-wide registry."""
+        self._flush()
+        for family in registry.collect():
+            if family.name.startswith(_PREFIX):
+                samples = [MetricSample(sample.name, dict(sample.labels), sample.value) for sample in family.samples]
+                yield MetricFamily(family.name, family.type, family.documentation, samples)
 
+    def stat_logger(self) -> Callable[..., Any]:
+        """The class that vLLM makes a logger of; imports vLLM."""
+        return step_metrics_class(self._made, self._recorded)
 
-def _logger_class() -> Any:
-    from vllm.v1.metrics.loggers import StatLoggerBase
+    def _made(self, flush: Callable[[], None], config: VllmConfig, engine_indexes: Sequence[int]) -> None:
+        self._flush = flush
+        self._ranks = {index: _Rank(config) for index in engine_indexes}
 
-    class LoadLogger(StatLoggerBase):  # type: ignore[misc,unused-ignore]  # Any where vLLM is not installed
-        def __init__(self, rank: _Rank) -> None:
-            self._rank = rank
-
-        def record(
-            self,
-            scheduler_stats: SchedulerStats | None,
-            iteration_stats: IterationStats | None,
-            mm_cache_stats: object = None,  # noqa: ARG002 - vLLM passes it by name
-            engine_idx: int = 0,  # noqa: ARG002 - one logger per engine
-        ) -> None:
-            if scheduler_stats is not None:
-                self._rank.scheduled(scheduler_stats)
-            if iteration_stats is not None:
-                self._rank.iterated(iteration_stats)
-
-        def log_engine_initialized(self) -> None:
-            """Everything is known from the first step on."""
-
-    return LoadLogger
-
-
-def vllm_metrics(registry: CollectorRegistry = REGISTRY) -> Iterator[MetricFamily]:
-    """What vLLM measures, under its own names; it keeps them in the process-wide registry."""
-    for family in registry.collect():
-        if family.name.startswith(_PREFIX):
-            samples = [MetricSample(sample.name, dict(sample.labels), sample.value) for sample in family.samples]
-            yield MetricFamily(family.name, family.type, family.documentation, samples)
+    def _recorded(self, engine_index: int, step: SchedulerStats | None, iteration: IterationStats | None) -> None:
+        rank = self._ranks[engine_index]
+        if step is not None:
+            rank.scheduled(step)
+        if iteration is not None:
+            rank.iterated(iteration)

@@ -63,10 +63,6 @@ class StreamConverter:
                 converted.stop_reason = completion.stop_reason
         return converted
 
-    def cancelled(self) -> LLMEngineOutput:
-        """The end of a stream that was cancelled before vLLM said anything about it."""
-        return LLMEngineOutput(finish_reason="cancelled", usage=self._usage())
-
     def _usage(self) -> Usage:
         return Usage(self._prompt_tokens, self._sent_tokens, min(self._cached_tokens, self._prompt_tokens))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 __all__ = ["Reaper"]
@@ -25,7 +27,14 @@ class Reaper:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
+            bufsize=0,
         )
+
+    def note(self, segments: Iterable[str]) -> None:
+        """Name shared memory of the engine, for when all that has it open is killed together with the worker."""
+        if self._process.stdin is not None:
+            with suppress(BrokenPipeError):  # somebody ended the reaper
+                self._process.stdin.write("".join(f"{name}\n" for name in segments).encode())
 
     def close(self) -> None:
         """Let it do its work now and end. Idempotent."""
@@ -40,10 +49,10 @@ class Reaper:
 
 def main() -> None:
     """Wait for the end of stdin, which is that of the worker, and remove the engine of the directory in argv."""
-    sys.stdin.buffer.read()
+    segments = sys.stdin.read().split()
     from dynamo.vllm.processes import EngineProcesses
 
-    EngineProcesses(Path(sys.argv[1])).remove()
+    EngineProcesses(Path(sys.argv[1]), segments).remove()
 
 
 if __name__ == "__main__":
