@@ -14,8 +14,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,7 @@ FLOOR = "bare uvloop server"
 LIMIT = "most on the 2-core reference machine"
 _WAITING = "time to first token at 50 % load"
 _NEXT_TURN = "next turn of 100,000 tokens"
+_DOING_NOTHING = "doing nothing"
 _IDLE = "10,000 open idle streams"
 PACE_PER_SECOND = 50.0
 _MICROSECONDS = 1e6
@@ -91,7 +93,7 @@ class _Plan(NamedTuple):
 
 
 def run(options: Options) -> Iterator[Row]:
-    """Rows per request, per token, of waiting and of memory."""
+    """Rows per request, per token, of waiting, of idling and of memory."""
     python = _peer()
     shapes = [(32, 64), (128, 64)] if options.quick else [(1, 256), (32, 64), (128, 64), (512, 64)]
     instant = [*_requests(), *_tokens("saturated", 1 / 0.85, _saturated(options)), _Plan(_WAITING, _first_token)]
@@ -111,6 +113,8 @@ def run(options: Options) -> Iterator[Row]:
                         yield from plan.measure(bench)
         if _may_have(_NEXT_TURN, options):
             yield from _second_turn(load, directory / "turns", model, conversations=40 if options.quick else 100)
+        if _may_have(_DOING_NOTHING, options):
+            yield from _idle_processes(directory / "nothing", model, 10 if options.quick else 30)
         if _may_have(_IDLE, options):
             yield _idle_streams(load, directory / "idle", model, 2_000 if options.quick else IDLE_STREAMS)
 
@@ -120,27 +124,20 @@ def _may_have(name: str, options: Options) -> bool:
     return options.only in name or name in options.only
 
 
-class _systems(ExitStack):  # noqa: N801 - used as a function
+@contextmanager
+def _systems(directory: Path, model: Path, python: str, pace: float) -> Iterator[dict[str, System]]:
     """All systems at one pace; upstream's only where it is installed."""
-
-    def __init__(self, directory: Path, model: Path, python: str, pace: float) -> None:
-        super().__init__()
-        self._arguments = (directory, model, python, pace)
-
-    def __enter__(self) -> dict[str, System]:  # type: ignore[override]
-        directory, model, python, pace = self._arguments
-        found = {
-            "ours": self.enter_context(ours(directory / "ours", model, tokens_per_second=pace)),
-            FLOOR: self.enter_context(floor(directory / "floor", tokens_per_second=pace)),
-        }
-        if python:
-            start = [(UPSTREAM, "default")] + ([] if pace else [(UPSTREAM_FAST, "fastokens")])
-            for name, tokenizer in start:
-                system = upstream(
-                    directory / tokenizer, model, python=python, tokens_per_second=pace, tokenizer=tokenizer
-                )
-                found[name] = self.enter_context(system)
-        return found
+    starts = {
+        "ours": ours(directory / "ours", model, tokens_per_second=pace),
+        FLOOR: floor(directory / "floor", tokens_per_second=pace),
+    }
+    if python:
+        for name, tokenizer in [(UPSTREAM, "default")] + ([] if pace else [(UPSTREAM_FAST, "fastokens")]):
+            starts[name] = upstream(
+                directory / tokenizer, model, python=python, tokens_per_second=pace, tokenizer=tokenizer
+            )
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(start) for name, start in starts.items()}
 
 
 def _peer() -> str:
@@ -187,7 +184,7 @@ def _request_cost(bench: _Bench, phase: Phase, name: str) -> float:
 
 def _tokens(kind: str, bar: float, shapes: list[tuple[int, int]]) -> Iterator[_Plan]:
     for clients, osl in shapes:
-        requests = max(clients, 4 if kind == "paced" else 20_000 // osl)
+        requests = max(clients, 2 if kind == "paced" else 20_000 // osl)
         name = f"{kind} token, {clients} stream{'s' if clients > 1 else ''}, OSL {osl}"
         long = Phase(0, requests, clients, osl=osl, stream=True)
         # One stream makes too little work for the clock of processes.
@@ -234,18 +231,28 @@ def _rows(name: str, unit: str, costs: Mapping[str, Sample], bars: Mapping[str, 
 
 
 def _first_token(bench: _Bench) -> Iterator[Row]:
-    """Time to the first event at half of the rate that is reached here; all of it is added: the worker answers at once.
+    """Time to the first event at half of the rate that is reached here, beside the bare server at the same arrivals.
 
-    Client, frontend and worker share the machine, and so does that rate.
+    What is added is the frontend's, the worker's and the wait for a core: client, frontend and worker share the
+    machine, and so does that rate.
     """
     full = bench.cost("ours", Phase(0, 1500, 32, osl=1, stream=True)).outcome
     phase = Phase(0, 3000, 64, osl=1, stream=True, per_second=0.5 * len(full.first_ms) / full.seconds)
+    times: dict[str, list[list[float]]] = {"ours": [], FLOOR: []}
+    for number in range(bench.rounds):
+        same = msgspec.structs.replace(phase, seed=1 + number)
+        for name, found in times.items():
+            found.append(bench.load.run(bench.systems[name], same).outcome.first_ms)
     for percent in (50, 99):
-        values = []
-        for _ in range(bench.rounds):
-            times = bench.load.run(bench.systems["ours"], phase).outcome.first_ms
-            values.append(times[len(times) * percent // 100])
-        yield _limited(f"{_WAITING}, p{percent}", Sample.of(values), "ms", 3.0, percent == 99)
+        mine, bare = ([_percentile(one, percent) for one in times[name]] for name in ("ours", FLOOR))
+        costs = {"ours": Sample.of(mine), FLOOR: Sample.of(bare)}
+        yield from _rows(f"{_WAITING}, p{percent}", "ms", costs, {})
+        added = Sample.of([one - other for one, other in zip(mine, bare, strict=True)])
+        yield _limited(f"{_WAITING}, p{percent}, added", added, "ms", 3.0, percent == 99)
+
+
+def _percentile(ascending: list[float], percent: int) -> float:
+    return ascending[len(ascending) * percent // 100]
 
 
 def _second_turn(load: Client, directory: Path, model: Path, conversations: int) -> Iterator[Row]:
@@ -261,6 +268,19 @@ def _second_turn(load: Client, directory: Path, model: Path, conversations: int)
             sample = Sample.of(turns[1:])
         yield Row(f"first turn of 100,000 tokens, {mode}", turns[0], "ms/request", better="lower")
         yield _limited(f"{_NEXT_TURN}, {mode}", sample, "ms/request", 2.0, bar=True)
+
+
+def _idle_processes(directory: Path, model: Path, seconds: float) -> Iterator[Row]:
+    """CPU of a frontend and a worker without requests: discovery by files, keep-alives, load reports."""
+    with ours(directory, model) as frontend:
+        systems = {"frontend": frontend, "worker": System("worker", 0, frontend.worker_pid)}
+        time.sleep(3)  # what they do once, when they have met
+        before, start = {name: system.cpu_seconds() for name, system in systems.items()}, time.monotonic()
+        time.sleep(seconds)
+        elapsed = time.monotonic() - start
+        for name, system in systems.items():
+            spent = system.cpu_seconds() - before[name]
+            yield Row(f"{_DOING_NOTHING}, {name}", spent / elapsed * 1e3, "ms CPU/s", better="lower")
 
 
 def _idle_streams(load: Client, directory: Path, model: Path, streams: int) -> Row:

@@ -38,6 +38,7 @@ from dynamo.router.candidates import CandidateTable
 from dynamo.router.core.prefix_index import PrefixIndex
 from dynamo.router.policy import policy_for_mode
 from dynamo.router.settings import RouterSettings
+from dynamo.runtime.garbage import collect_seldom
 
 __all__ = ["run"]
 
@@ -85,6 +86,7 @@ class _Peer:
 def run(options: Options) -> Iterator[Row]:
     """Rows against the peer, then growth."""
     peer = _Peer()
+    collect_seldom()  # as every process with a router does
     rounds, times = (3, 5) if options.quick else (11, 20)
     try:
         for blocks in (64, 256, 1024):

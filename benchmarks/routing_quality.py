@@ -26,7 +26,7 @@ from dynamo.replay.simulation import Simulation
 from dynamo.replay.traces import Trace, read_trace
 from dynamo.router.settings import RouterSettings
 
-__all__ = ["run"]
+__all__ = ["lower", "replayed", "run"]
 
 _MOONCAKE = "mooncake/conversation_trace.jsonl"
 _MODES = ("round-robin", "least-loaded", "kv-upstream", "kv")
@@ -45,7 +45,7 @@ def run(options: Options) -> Iterator[Row]:
     trace = public or read_trace(SHIPPED_TRACE)
     facts = trace_facts(trace)
     for workers, blocks in cells:
-        results = {mode: _replayed(trace, facts, mode, workers, blocks) for mode in _MODES}
+        results = {mode: replayed(trace, facts, mode, workers, blocks) for mode in _MODES}
         cell = f"{trace.name}, {workers} workers" + (f" of {blocks} blocks" if blocks else "")
         yield from _rows(cell, facts, results, unbounded=blocks is None, public=public is not None)
 
@@ -59,7 +59,8 @@ def _mooncake() -> Trace | None:
     return read_trace(path)
 
 
-def _replayed(trace: Trace, facts: TraceFacts, mode: str, workers: int, blocks: int | None) -> ModeResult:
+def replayed(trace: Trace, facts: TraceFacts, mode: str, workers: int, blocks: int | None) -> ModeResult:
+    """One mode on one trace; `blocks` bounds each worker's cache."""
     limits = CoreLimits(total_blocks=blocks or _UNBOUNDED_BLOCKS, block_size=trace.block_size)
     router = ReplayRouter(RouterSettings(router_mode=mode), limits, workers)
     simulation = Simulation(trace, router, workers=workers, limits=limits, perf_model=PerfModel())
@@ -79,20 +80,21 @@ def _rows(
         reference_value=ideal,
         bar=_LEAST_OF_IDEAL if unbounded else None,
     )
-    yield _lower(f"{cell}: imbalance", "-", kv.imbalance, "at most", _MOST_IMBALANCE, 1.0)
+    yield lower(f"{cell}: imbalance", "-", kv.imbalance, "at most", _MOST_IMBALANCE, 1.0)
     least_loaded = results["least-loaded"].window_imbalance_p90
     name = f"{cell}: imbalance in 60 s, p90"
     bar = 1 / _MOST_OF_LEAST_LOADED if public else None
-    yield _lower(name, "-", kv.window_imbalance_p90, "least-loaded", least_loaded, bar)
+    yield lower(name, "-", kv.window_imbalance_p90, "least-loaded", least_loaded, bar)
     for other in (even, upstream):
         for what in ("mean", "p90"):
             mine, its = (1000 * getattr(result.ttft_seconds, what) for result in (kv, other))
-            yield _lower(f"{cell}: TTFT {what}, {other.mode}", "ms", mine, other.mode, its, 1.0)
+            yield lower(f"{cell}: TTFT {what}, {other.mode}", "ms", mine, other.mode, its, 1.0)
     mine, its = (1000 * result.e2e_seconds.mean for result in (kv, upstream))
-    yield _lower(f"{cell}: end to end, mean", "ms", mine, upstream.mode, its, None)
+    yield lower(f"{cell}: end to end, mean", "ms", mine, upstream.mode, its, None)
 
 
-def _lower(name: str, unit: str, value: float, reference: str, reference_value: float, bar: float | None) -> Row:
+def lower(name: str, unit: str, value: float, reference: str, reference_value: float, bar: float | None) -> Row:
+    """A row of which less is better."""
     return Row(
         name=name,
         value=value,

@@ -49,7 +49,7 @@ def execute(benchmark: Benchmark, asked: argparse.Namespace) -> int:
     for row in benchmark.run(options):
         if not options.wants(row.name):
             continue
-        print(f"  measured {row.name}", file=sys.stderr, flush=True)
+        print(f"  {time.monotonic() - start:4.0f} s: measured {row.name}", file=sys.stderr, flush=True)
         rows.append(row)
     here = machine()
     print(table(rows))

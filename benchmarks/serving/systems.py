@@ -59,6 +59,8 @@ class System(msgspec.Struct):
     name: str
     port: int
     pid: int
+    worker_pid: int = 0
+    """Of the worker behind it, where that is asked for."""
 
     def cpu_seconds(self) -> float:
         """User and system time of the frontend's processes and all their threads since their start."""
@@ -154,10 +156,10 @@ def ours(
     port = free_port()
     frontend = ["dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port), *frontend_flags]
     with ExitStack() as stack:
-        stack.enter_context(server_process(sys.executable, worker, env, directory / "worker.log"))
+        worker_pid = stack.enter_context(server_process(sys.executable, worker, env, directory / "worker.log"))
         pid = stack.enter_context(server_process(sys.executable, frontend, env, directory / "frontend.log"))
         until_serving(port, directory / "frontend.log")
-        yield System("ours", port, pid)
+        yield System("ours", port, pid, worker_pid)
 
 
 @contextmanager

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dynamo.config import setting_infos
 from dynamo.errors import ConfigError
 from dynamo.mocker.command_line import worker_arguments
-from dynamo.mocker.settings import MockerSettings, flags_help, is_foreign, parse_flags
+from dynamo.mocker.settings import is_foreign, parse_flags
 
 
 def test_flags_that_simulators_users_know_are_taken() -> None:
@@ -78,12 +77,6 @@ def test_flags_without_a_meaning_here_are_named_and_dropped_with_their_values(ca
     named = [record.getMessage().partition(" ")[0] for record in caplog.records]
     for flag in ("--engine-type", "--num-workers", "--aic-perf-model", "--sglang-generate", "--no-router-kv-events"):
         assert flag in named
-
-
-def test_the_help_has_every_flag_in_the_order_of_the_settings() -> None:
-    text = flags_help()
-    places = [text.index(info.flags[0]) for info in setting_infos(MockerSettings)]
-    assert places == sorted(places)
 
 
 def test_own_flags_are_never_foreign() -> None:

@@ -73,6 +73,28 @@ def test_what_cannot_be_done_is_said(trace: Path, arguments: tuple[str, ...], me
         _run(trace, "--limit", 2, *arguments)
 
 
+@pytest.mark.parametrize("flag", ["--json", "--plot"])
+def test_where_the_results_go_is_looked_at_first(tmp_path: Path, flag: str) -> None:
+    if flag == "--plot":
+        pytest.importorskip("matplotlib", reason="plots need dynamo-core[plot]")
+    with pytest.raises(ConfigError, match=rf"{flag} .*/no/out cannot be written: No such file"):
+        _run(tmp_path / "no-trace.jsonl", flag, tmp_path / "no" / "out")
+    kept, new = tmp_path / "kept", tmp_path / "new"
+    kept.write_text("of an earlier replay")
+    for path in (kept, new):
+        with pytest.raises(ConfigError, match="no-trace"):
+            _run(tmp_path / "no-trace.jsonl", flag, path)
+    assert kept.read_text() == "of an earlier replay"
+    assert not new.exists()
+
+
+def test_a_plot_without_matplotlib_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.backends.backend_agg", None)
+    with pytest.raises(ConfigError, match="matplotlib"):
+        _run(tmp_path / "no-trace.jsonl", "--plot", tmp_path / "plot.png")
+
+
 def test_a_trace_without_shared_prefixes_has_no_share_of_the_ideal(tmp_path: Path) -> None:
     path = tmp_path / "azure.csv"
     path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,374,44\n")

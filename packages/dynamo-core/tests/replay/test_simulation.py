@@ -40,7 +40,7 @@ def _simulation(
 def _result(trace: Trace, perf_model: PerfModel, **options) -> ModeResult:
     prompt_tokens = sum(request.input_tokens for request in trace.requests)
     facts = TraceFacts(
-        trace.name, len(trace.requests), prompt_tokens, 0, 0.0, ideal_cached_tokens(trace) / prompt_tokens
+        trace.name, len(trace.requests), prompt_tokens, 0, 0.0, sum(ideal_cached_tokens(trace)) / prompt_tokens
     )
     return replay_mode(options.get("mode", "round-robin"), _simulation(trace, perf_model, **options), facts)
 

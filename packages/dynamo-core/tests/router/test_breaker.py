@@ -45,8 +45,7 @@ def test_the_pause_doubles_with_failed_probes_up_to_a_limit():
     breaker, now, pauses = opened(), 0.0, []
     for _ in range(8):
         now += LONGEST_PAUSE_SECONDS
-        breaker.sent()
-        breaker.failed(now)
+        breaker.failed(now, probe=breaker.sent())
         pause = next(p for p in (2.0**n for n in range(10)) if breaker.allows(now + min(p, LONGEST_PAUSE_SECONDS)))
         pauses.append(min(pause, LONGEST_PAUSE_SECONDS))
     assert pauses[:4] == [2.0, 4.0, 8.0, 16.0]
@@ -62,14 +61,14 @@ def test_an_unreachable_worker_is_left_at_once():
 def test_only_failures_of_the_worker_count():
     candidate = Candidate(WorkerKey(InstanceId(1)), InstanceRecord("n", "c", "e", 1))
     for _ in range(10):
-        candidate.failed(Overloaded("full"), 0.0)
-        candidate.failed(EngineError("bad request"), 0.0)
+        candidate.failed(Overloaded("full"), 0.0, candidate.sent())
+        candidate.failed(EngineError("bad request"), 0.0, candidate.sent())
     assert candidate.breaker.allows(0.0)
     for _ in range(FAILURES_TO_OPEN):
-        candidate.failed(Disconnected("lost"), 0.0)
+        candidate.failed(Disconnected("lost"), 0.0, candidate.sent())
     assert not candidate.breaker.allows(0.0)
     other = Candidate(WorkerKey(InstanceId(2)), InstanceRecord("n", "c", "e", 2))
-    other.failed(CannotConnect("nobody"), 0.0)
+    other.failed(CannotConnect("nobody"), 0.0, other.sent())
     assert not other.breaker.allows(0.0)
 
 
@@ -82,8 +81,33 @@ def test_streams_that_fail_together_count_once():
 
 def test_a_probe_without_a_verdict_makes_room_for_the_next():
     breaker = opened()
-    breaker.sent()
+    probe = breaker.sent()
     assert not breaker.allows(FIRST_PAUSE_SECONDS)
-    breaker.ended()
+    breaker.ended(probe)
     assert breaker.allows(FIRST_PAUSE_SECONDS)
     assert not breaker.closed
+
+
+def test_a_request_of_before_says_nothing_of_the_probe():
+    breaker = CircuitBreaker()
+    old = [breaker.sent() for _ in range(FAILURES_TO_OPEN + 2)]
+    for probe in old[:FAILURES_TO_OPEN]:
+        breaker.failed(0.0, probe=probe)
+    breaker.sent()
+    breaker.ended(old[-2])
+    breaker.failed(FIRST_PAUSE_SECONDS, probe=old[-1])
+    breaker.ended(old[-1])
+    assert not breaker.allows(100.0)
+
+
+def test_the_probe_of_an_earlier_opening_says_nothing_of_the_next_one():
+    breaker = opened()
+    first = breaker.sent()
+    breaker.succeeded()
+    for _ in range(FAILURES_TO_OPEN):
+        breaker.failed(0.0)
+    second = breaker.sent()
+    breaker.ended(first)
+    assert not breaker.allows(100.0)
+    breaker.ended(second)
+    assert breaker.allows(100.0)

@@ -38,7 +38,7 @@ def test_a_new_record_is_taken_over_and_requests_in_flight_stay_counted(table, r
     chosen = table.select(REQUEST, NOW)
     for _ in range(4):
         chosen.sent()
-    chosen.ended()
+    chosen.ended(0)
     table.put(record(1, 1, metadata={"zone": "b"}))
     again = table.select(REQUEST, NOW)
     assert again is chosen

@@ -25,6 +25,7 @@ from dynamo.protocols.kv_events import (
     KvSnapshotRequest,
 )
 from dynamo.router.indexer import KvIndexer
+from dynamo.testing.engine_cache import EngineCache
 from dynamo.worker.kv_publisher import REPLAY_BATCHES, KvEventPublisher
 
 SIZE = 4
@@ -281,20 +282,14 @@ async def test_without_a_plane_losses_stay_lost(record):
 async def test_whatever_the_wire_does_the_index_becomes_what_workers_hold(cluster, seed):
     rng = random.Random(seed)
     publishers = {number: cluster.worker(number) for number in (1, 2, 3)}
-    held = {number: [] for number in publishers}
+    caches = {number: EngineCache(rng, SIZE) for number in publishers}
     for step in range(400):
         number = rng.choice(list(publishers))
-        opaque = held[number]
-        if opaque and rng.random() < 0.4:
-            publishers[number].take(EngineKvEvents([BlockRemoved([opaque.pop()])]))
-        else:
-            tokens = [7] * (4 * len(opaque)) + [7] * 4
-            publishers[number].take(stored(tokens[-4:], [len(opaque) + 1], len(opaque) or None))
-            opaque.append(len(opaque) + 1)
+        publishers[number].take(EngineKvEvents([caches[number].step()]))
         fate = rng.random()
-        if fate < 0.1:
+        if cluster.wire and fate < 0.1:
             cluster.wire.pop()
-        elif fate < 0.2:
+        elif cluster.wire and fate < 0.2:
             cluster.wire.append(cluster.wire[-1])
         if rng.random() < 0.3:
             rng.shuffle(cluster.wire)
@@ -308,5 +303,7 @@ async def test_whatever_the_wire_does_the_index_becomes_what_workers_hold(cluste
         publisher.take(stored([9, 9, 9, number], [1000 + number]))
     cluster.deliver()
     await cluster.settled()
-    depth = max(map(len, held.values()))
-    assert cluster.held([7] * 4 * depth) == {number: len(opaque) for number, opaque in held.items() if opaque}
+    assert cluster.indexer.blocks() == len(set().union(*(cache.content() for cache in caches.values()))) + len(caches)
+    for number, cache in caches.items():
+        for block in cache.blocks.values():
+            assert cluster.held(block.tokens)[number] == len(block.tokens) // SIZE

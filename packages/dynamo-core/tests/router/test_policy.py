@@ -6,6 +6,7 @@ import types
 from collections import Counter
 
 import pytest
+from pydantic import ValidationError
 
 from dynamo.errors import ConfigError, NoInstances
 from dynamo.hookspecs import hookimpl
@@ -15,6 +16,7 @@ from dynamo.protocols.addressing import WorkerKey
 from dynamo.protocols.routing import RouteRequest
 from dynamo.router.candidates import CandidateTable
 from dynamo.router.policy import RouterPolicy, policy_for_mode, router_modes
+from dynamo.router.settings import RouterSettings
 
 REQUEST = RouteRequest("r", "m")
 NOW = 0.0
@@ -175,3 +177,19 @@ def test_scores_are_weighted_and_summed(record):
         table.put(record(number))
     assert table.select(REQUEST, NOW).key == WorkerKey(3)
     assert best.scores == [2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("weight", ["", "=", "=x", "=nan", "=inf", "=-inf"])
+def test_a_scorer_needs_a_number_as_weight(weight):
+    settings = RouterSettings(router_scorers=[f"active-requests{weight}"])
+    with pytest.raises(ConfigError, match="has no weight") as caught:
+        policy_for_mode("kv", plugins(), settings)
+    assert "NAME=BLOCKS" in caught.value.hint
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("name", ["router_temperature", "router_kv_overlap_score_credit", "router_queue_threshold"])
+def test_no_parameter_is_infinite(name, number):
+    """Differences of infinite costs are no numbers, and no worker is the cheapest by them."""
+    with pytest.raises(ValidationError):
+        RouterSettings(**{name: number})

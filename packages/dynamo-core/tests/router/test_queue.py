@@ -59,7 +59,7 @@ class User:
 
 
 class Bench:
-    def __init__(self, mode="kv", workers=1, **settings):
+    def __init__(self, mode="kv", workers=1, measures=False, **settings):
         settings = {"router_queue_threshold": 1.0, "router_use_kv_events": False, **settings}
         self.registry = CollectorRegistry()
         self.mode = mode
@@ -70,6 +70,7 @@ class Bench:
             self.settings,
             replicas=self.sync,
             queue_metrics=QueueMetrics(self.registry).of("m"),
+            measures=measures,
         )
         for number in range(1, workers + 1):
             self.add_worker(number)
@@ -417,3 +418,13 @@ class Failing(User):
             super().admitted()
         except KeyError as error:
             self.failed = error
+
+
+@pytest.mark.parametrize("mode", ["round-robin", "kv"])
+async def test_a_queue_that_is_switched_on_later_holds_back_as_one_of_the_start(mode):
+    bench = Bench(mode, router_queue_threshold=None, measures=True)
+    for number in range(3):
+        bench.table.route(request(f"first {number}"), time.monotonic())
+    bench.change(router_queue_threshold=1.0)
+    assert bench.enter("waits").route is None
+    bench.table.queue.close()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry
 
-from dynamo.router.core.cost import WorkerFacts
+from dynamo.router.core.cost import WorkerFacts, uncached_tokens
 from dynamo.router.metrics import RouterMetrics
-from dynamo.router.regret import RegretMeter, uncached_tokens
+from dynamo.router.regret import RegretMeter
 
 SIZE = 16
 PER_TOKEN = 1e-3

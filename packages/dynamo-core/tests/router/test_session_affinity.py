@@ -76,3 +76,14 @@ def test_a_session_goes_on_elsewhere_when_its_worker_is_gone(record):
     table.put(record(first.instance_id))
     assert second != first
     assert {table.route(session("a"), 0.0).worker for _ in range(5)} == {second}
+
+
+def test_a_change_of_the_settings_keeps_the_sessions(record):
+    settings = RouterSettings(router_mode="kv", router_session_affinity_ttl_seconds=60.0)
+    table = CandidateTable(policy_for_mode("kv", plugins(), settings), settings)
+    for number in range(1, 9):
+        table.put(record(number))
+    before = {name: table.route(session(name), 0.0).worker for name in "abcdefgh"}
+    changed = settings.model_copy(update={"router_session_affinity_blocks": 5000.0})
+    table.configure(policy_for_mode("kv", plugins(), changed), changed)
+    assert {name: table.route(session(name), 1.0).worker for name in before} == before

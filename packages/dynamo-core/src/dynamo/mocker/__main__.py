@@ -5,13 +5,11 @@ from __future__ import annotations
 import sys
 
 from dynamo.mocker.command_line import worker_arguments
-from dynamo.mocker.settings import flags_help
+from dynamo.mocker.settings import MockerSettings
 from dynamo.runtime.distributed import config_errors_end_the_process
 from dynamo.worker import main
 
 if __name__ == "__main__":
     with config_errors_end_the_process():
         arguments = worker_arguments(sys.argv[1:])
-    if "--help" in arguments:
-        print(flags_help())  # noqa: T201 - the worker host knows only its own, and prints them next
-    main("mocker", arguments)
+    main("mocker", arguments, engine_settings=MockerSettings)

@@ -14,7 +14,7 @@ from dynamo.config.foreign_flags import ForeignFlag, without_foreign_flags
 from dynamo.config.settings import nearest
 from dynamo.errors import ConfigError
 
-__all__ = ["MockerSettings", "flags_help", "is_foreign", "parse_flags"]
+__all__ = ["MockerSettings", "is_foreign", "parse_flags"]
 
 
 class MockerSettings(Settings):
@@ -119,14 +119,6 @@ def parse_flags(argv: Sequence[str]) -> MockerSettings:
     path = flags.get("mocker__extra_engine_args")
     file = _read_arguments(Path(path)) if path else None
     return settings_from_flags(MockerSettings, flags, file=file, environ={})
-
-
-def flags_help() -> str:
-    """All flags and what they mean, as ``--help`` shows them."""
-    command = _command()
-    formatter = click.HelpFormatter(width=100)
-    command.format_options(click.Context(command), formatter)
-    return formatter.getvalue().replace("Options:", "Flags of the simulated engine:", 1)
 
 
 def _command() -> click.Command:

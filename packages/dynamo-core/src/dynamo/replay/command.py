@@ -14,8 +14,8 @@ from dynamo.mocker.core import CoreLimits
 from dynamo.mocker.perf_model import PerfModel
 from dynamo.mocker.profile_data import load_perf_model
 from dynamo.replay.forking import DecisionForks
-from dynamo.replay.plot import plot_results
-from dynamo.replay.report import TraceFacts, render_regret, render_shadows, render_table, to_json
+from dynamo.replay.plot import check_outputs, plot_results
+from dynamo.replay.report import TraceFacts, render_queue, render_regret, render_shadows, render_table, to_json
 from dynamo.replay.results import ModeResult, summarize
 from dynamo.replay.routing import ReplayRouter
 from dynamo.replay.simulation import Simulation
@@ -71,6 +71,13 @@ def replay(
     if speed <= 0:
         raise ConfigError(f"--speed is {speed}; it must be positive", param="speed")
     settings = settings_from_flags(RouterSettings, flags)
+    if regret_sample and settings.router_queue_threshold is not None:
+        raise ConfigError(
+            "--regret-sample does not go with --router-queue-threshold",
+            param="regret_sample",
+            hint="a decision of the queue is when to send as well as where; ask for one of the two",
+        )
+    check_outputs(json_path, plot_path)
     loaded = read_trace(trace, limit=limit, speed=speed)
     limits = CoreLimits(
         total_blocks=blocks_per_worker or _UNBOUNDED_BLOCKS,
@@ -95,10 +102,7 @@ def replay(
             forks=DecisionForks(len(loaded.requests), regret_sample) if regret_sample else None,
         )
         results.append(replay_mode(mode, simulation, facts))
-    click.echo(render_table(facts, results))
-    for text in (render_regret(results), render_shadows(results)):
-        if text:
-            click.echo(f"\n{text}")
+    _show(facts, results)
     if json_path is not None:
         _write(json_path, to_json(facts, results))
     if plot_path is not None:
@@ -122,8 +126,15 @@ def trace_facts(trace: Trace) -> TraceFacts:
         prompt_tokens=prompt_tokens,
         output_tokens=sum(request.output_tokens for request in trace.requests),
         span_seconds=trace.requests[-1].arrival_seconds,
-        ideal_hit_rate=ideal_cached_tokens(trace) / prompt_tokens,
+        ideal_hit_rate=sum(ideal_cached_tokens(trace)) / prompt_tokens,
     )
+
+
+def _show(facts: TraceFacts, results: list[ModeResult]) -> None:
+    click.echo(render_table(facts, results))
+    for text in (render_queue(results), render_regret(results), render_shadows(results)):
+        if text:
+            click.echo(f"\n{text}")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -10,7 +10,20 @@ from dynamo.errors import ConfigError
 from dynamo.replay.report import TraceFacts
 from dynamo.replay.results import ModeResult
 
-__all__ = ["plot_results"]
+__all__ = ["check_outputs", "plot_results"]
+
+
+def check_outputs(json_path: Path | None, plot_path: Path | None) -> None:
+    """Refuse, before hours of replay, files that the results cannot be written to.
+
+    Raises:
+        ConfigError: one cannot be opened, or there is no matplotlib for the plot; the message names the flag.
+    """
+    if plot_path is not None:
+        _matplotlib()
+    for flag, path in (("--json", json_path), ("--plot", plot_path)):
+        if path is not None:
+            _check_writable(path, flag)
 
 
 def plot_results(path: Path, facts: TraceFacts, results: Sequence[ModeResult]) -> None:
@@ -19,16 +32,10 @@ def plot_results(path: Path, facts: TraceFacts, results: Sequence[ModeResult]) -
     Raises:
         ConfigError: matplotlib is not installed, or `path` cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(
-            "plots need matplotlib, which is not installed", param="plot", hint="pip install 'dynamo-core[plot]'"
-        ) from error
+    figure_class, canvas_class = _matplotlib()
     modes = [result.mode for result in results]
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = figure_class(figsize=(11, 7), layout="constrained")
+    canvas_class(figure)
     figure.suptitle(f"{facts.trace}: {facts.requests} requests on {results[0].workers} workers")
     hits, balance, ttft, e2e = figure.subplots(2, 2).flat
     hits.bar(modes, [100 * result.hit_rate for result in results])
@@ -55,6 +62,30 @@ def plot_results(path: Path, facts: TraceFacts, results: Sequence[ModeResult]) -
         figure.savefig(path, format="png", dpi=120)
     except OSError as error:
         raise ConfigError(f"the plot cannot be written: {error}", param="plot") from error
+
+
+def _check_writable(path: Path, flag: str) -> None:
+    is_new = not path.exists()
+    try:
+        path.open("ab").close()
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"{flag} {path} cannot be written: {error.strerror}", param=flag, hint="nothing was replayed yet"
+        ) from error
+
+
+def _matplotlib() -> tuple[Any, Any]:
+    """Figure and canvas, without pyplot and its global state."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError(
+            "plots need matplotlib, which is not installed", param="plot", hint="pip install 'dynamo-core[plot]'"
+        ) from error
+    return Figure, FigureCanvasAgg
 
 
 def _grouped(axes: Any, modes: Sequence[str], groups: dict[str, list[float]]) -> None:

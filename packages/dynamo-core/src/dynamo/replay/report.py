@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from dynamo.replay.forking import RegretSample
-from dynamo.replay.results import ModeResult, Percentiles
+from dynamo.replay.results import ModeResult, Percentiles, QueueResult
 
-__all__ = ["TraceFacts", "render_regret", "render_shadows", "render_table", "to_json"]
+__all__ = ["TraceFacts", "render_queue", "render_regret", "render_shadows", "render_table", "to_json"]
 
 
 class TraceFacts(msgspec.Struct, frozen=True):
@@ -67,6 +67,25 @@ def render_shadows(results: Sequence[ModeResult]) -> str:
         return ""
     note = "Shadows chose among workers as the live policy made them; a mode of its own shows where they would lead."
     return "\n".join([*_aligned([header, *rows]), "", note])
+
+
+def render_queue(results: Sequence[ModeResult]) -> str:
+    """A row per mode and priority of requests; empty where the router had no queue."""
+    header = ["mode", "refused", "waited", "wait ms", "priority", "TTFT ms"]
+    rows = [
+        [result.mode, str(result.refused), *_queue_cells(result.queue), str(priority), _milliseconds(ttft, 0)]
+        for result in results
+        if result.queue is not None
+        for priority, ttft in result.queue.ttft_seconds_by_priority.items()
+    ]
+    if not rows:
+        return ""
+    note = "The wait in the router's queue, of the requests that waited there; it is part of the TTFT."
+    return "\n".join([*_aligned([header, *rows]), "", note])
+
+
+def _queue_cells(queue: QueueResult) -> list[str]:
+    return [str(queue.waited), _milliseconds(queue.wait_seconds, 0)]
 
 
 def _regret_cells(sample: RegretSample) -> list[str]:

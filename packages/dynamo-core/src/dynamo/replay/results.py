@@ -12,7 +12,7 @@ import numpy.typing as npt
 from dynamo.replay.forking import RegretSample, sample_regret
 from dynamo.replay.simulation import Flight, Simulation
 
-__all__ = ["WINDOW_SECONDS", "ModeResult", "Percentiles", "imbalance_by_window", "summarize"]
+__all__ = ["WINDOW_SECONDS", "ModeResult", "Percentiles", "QueueResult", "imbalance_by_window", "summarize"]
 
 WINDOW_SECONDS = 60.0
 
@@ -35,6 +35,17 @@ class Percentiles(msgspec.Struct, frozen=True):
         return cls(float(values.mean()), p50, p90, p99)
 
 
+class QueueResult(msgspec.Struct, frozen=True):
+    """What the router's queue did."""
+
+    waited: int
+    """Requests that were not sent at once, of those served."""
+    wait_seconds: Percentiles
+    """Of those."""
+    ttft_seconds_by_priority: dict[int, Percentiles]
+    """From the arrival; lower priorities are sooner."""
+
+
 class ModeResult(msgspec.Struct, frozen=True):
     """One router mode on one trace."""
 
@@ -43,7 +54,7 @@ class ModeResult(msgspec.Struct, frozen=True):
     requests: int
     """Those served."""
     refused: int
-    """Those that the router refused because all workers were beyond a threshold."""
+    """Those that the router refused: all workers were beyond a threshold, the queue was full, or the wait too long."""
     hit_rate: float
     """Prompt tokens found in the cache of the worker chosen, of all prompt tokens."""
     ideal_share: float | None
@@ -67,6 +78,8 @@ class ModeResult(msgspec.Struct, frozen=True):
     """Of a sample of decisions, exactly; None when none was asked for, or there is one worker."""
     shadows: dict[str, Any] | None = None
     """What shadow policies would have chosen; see `dynamo.router.shadow.ShadowPolicies.to_json`."""
+    queue: QueueResult | None = None
+    """None where the router had none."""
 
 
 def summarize(
@@ -89,7 +102,7 @@ def summarize(
         ideal_share=cached_tokens / ideal_cached_tokens if ideal_cached_tokens else None,
         imbalance=float(_imbalance(_uncached_tokens(flights, np.zeros(len(flights), np.intp), 1, workers))[0]),
         window_imbalance_p90=float(np.percentile(windows, 90)),
-        ttft_seconds=Percentiles.of([flight.first_token - flight.request.arrival_seconds for flight in flights]),
+        ttft_seconds=Percentiles.of([flight.ttft for flight in flights]),
         itl_seconds=Percentiles.of(np.frombuffer(simulation.token_gaps, np.float64)),
         e2e_seconds=Percentiles.of(ends - arrivals),
         makespan_seconds=makespan,
@@ -99,7 +112,18 @@ def summarize(
         simulated_in_seconds=real_seconds,
         regret=sample_regret(simulation.forks, flights) if simulation.forks is not None else None,
         shadows=simulation.shadows,
+        queue=_queue_result(flights) if simulation.queued else None,
     )
+
+
+def _queue_result(flights: Sequence[Flight]) -> QueueResult:
+    waits = [flight.sent - flight.request.arrival_seconds for flight in flights]
+    by_priority: dict[int, list[float]] = {}
+    for flight in flights:
+        by_priority.setdefault(flight.request.priority, []).append(flight.ttft)
+    waited = [wait for wait in waits if wait > 0]
+    times = {priority: Percentiles.of(by_priority[priority]) for priority in sorted(by_priority)}
+    return QueueResult(len(waited), Percentiles.of(waited), times)
 
 
 def imbalance_by_window(flights: Sequence[Flight], workers: int) -> npt.NDArray[np.float64]:

@@ -20,10 +20,12 @@ from dynamo.protocols.load import EngineLoad, WorkerLoad
 from dynamo.protocols.model_card import ModelDeploymentCard
 from dynamo.protocols.routing import PromptHashes, RouteRequest
 from dynamo.replay.traces import TraceRequest
+from dynamo.replay.virtual_time import VirtualTime
 from dynamo.router.candidates import CandidateTable
 from dynamo.router.filters import Pinned
 from dynamo.router.pickers import MaxScore
 from dynamo.router.policy import RouterPolicy, policy_for_mode
+from dynamo.router.queue import QueueUser
 from dynamo.router.route import Route
 from dynamo.router.settings import RouterSettings
 from dynamo.router.shadow import ShadowPolicies, shadow_policies
@@ -62,7 +64,10 @@ class ReplayRouter:
             settings = settings.model_copy(update={"router_seed": 0})
         self._policy = policy_for_mode(settings.router_mode, plugins(), settings)
         self._settings = settings
-        self._table = CandidateTable(self._policy, settings, shadows=shadow_policies(settings, plugins()))
+        self.time = VirtualTime()
+        """The clock of the router's queue."""
+        shadows = shadow_policies(settings, plugins())
+        self._table = CandidateTable(self._policy, settings, shadows=shadows, queue_time=self.time)
         if self._table.shadows is not None:
             self._table.shadows.unbind()
         self._sequences = [-1] * workers
@@ -79,26 +84,52 @@ class ReplayRouter:
             self._table.put(InstanceRecord("replay", "backend", "generate", worker, card=card))
 
     @property
+    def has_queue(self) -> bool:
+        """Whether requests may wait."""
+        return self._table.queue is not None
+
+    @property
     def shadows(self) -> ShadowPolicies | None:
         """The shadow policies that the settings name."""
         return self._table.shadows
 
-    def select(self, request: TraceRequest, now: float) -> Route:
+    def facts(self, request: TraceRequest) -> RouteRequest:
+        """What the router is told of a request that arrives."""
+        self._requests += 1
+        return RouteRequest(
+            f"replay-{self._requests}",
+            _MODEL,
+            prompt_tokens=request.input_tokens,
+            priority=request.priority,
+            prompt=_TracePrompt(request.hashes),
+            tenant=request.tenant,
+        )
+
+    def waits(self, facts: RouteRequest, user: QueueUser) -> bool:
+        """Whether a request waits in the queue, or has waited already; `user` is told. False: it may go at once.
+
+        Raises:
+            Overloaded: all workers are beyond a threshold of the settings, or the queue is full.
+            RateLimited: the queue is full, and this tenant has most of it.
+        """
+        queue = self._table.queue
+        return queue is not None and queue.enter(facts, user) is not None
+
+    def select(self, facts: RouteRequest, now: float) -> Route:
         """Choose a worker and count the request as its work.
 
         Raises:
             Overloaded: all workers are beyond a threshold of the settings.
         """
-        return self._table.route(self._facts(request), now)
+        return self._table.route(facts, now)
 
-    def send_to(self, worker: int, request: TraceRequest, now: float) -> Route:
+    def send_to(self, worker: int, facts: RouteRequest, now: float) -> Route:
         """Take `worker` as if the policy had chosen it.
 
         Raises:
             NoInstances: it is beyond a threshold of the settings.
             Overloaded: all workers are.
         """
-        facts = self._facts(request)
         # The policy decides here too, so that its turns and random numbers go on as if it had been followed.
         self._table.select(facts, now)
         self._table.configure(_PINNING, self._settings)
@@ -108,15 +139,6 @@ class ReplayRouter:
             self._table.configure(self._policy, self._settings)
         self._policy.routed(facts, route.worker, now)
         return route
-
-    def _facts(self, request: TraceRequest) -> RouteRequest:
-        self._requests += 1
-        return RouteRequest(
-            f"replay-{self._requests}",
-            _MODEL,
-            prompt_tokens=request.input_tokens,
-            prompt=_TracePrompt(request.hashes),
-        )
 
     def take_events(self, worker: int, events: Sequence[CoreEvent]) -> None:
         """What one step of `worker` changed in its cache."""

@@ -2,7 +2,7 @@
 
 Mooncake: ``timestamp`` (ms), ``input_length``, ``output_length`` (tokens) and ``hash_ids``, one number for each 512
 tokens of the prompt; equal numbers mean equal text. The request log of a frontend is that with a ``block_size`` of its
-own. Azure: ``TIMESTAMP,ContextTokens,GeneratedTokens``, which says
+own, and perhaps ``priority`` and ``api_key_name``. Azure: ``TIMESTAMP,ContextTokens,GeneratedTokens``, which says
 nothing of shared prefixes.
 """
 
@@ -43,6 +43,10 @@ class TraceRequest:
     output_tokens: int
     hashes: list[int]
     """Names of the prompt's full blocks and of all before each; empty where the trace does not know them."""
+    priority: int = 0
+    """Lower is sooner."""
+    tenant: str = ""
+    """Whose it is; empty where the trace does not say."""
 
 
 class Trace(NamedTuple):
@@ -60,6 +64,8 @@ class _MooncakeLine(msgspec.Struct):
     output_length: _Tokens
     hash_ids: list[Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]]
     block_size: Annotated[int, msgspec.Meta(ge=1, le=_MOST_TOKENS)] = MOONCAKE_BLOCK_TOKENS
+    priority: Annotated[int, msgspec.Meta(ge=-(1 << 31), lt=1 << 31)] = 0
+    api_key_name: str = ""
 
 
 class _Row(NamedTuple):
@@ -70,6 +76,8 @@ class _Row(NamedTuple):
     output_tokens: int
     hash_ids: list[int]
     block_size: int = MOONCAKE_BLOCK_TOKENS
+    priority: int = 0
+    tenant: str = ""
 
 
 def read_trace(path: Path, *, limit: int | None = None, speed: float = 1.0) -> Trace:
@@ -93,27 +101,30 @@ def read_trace(path: Path, *, limit: int | None = None, speed: float = 1.0) -> T
         raise ConfigError(f"trace {path} has no requests", param="trace")
     start = min(row.seconds for row in rows)
     requests = [
-        TraceRequest((row.seconds - start) / speed, row.input_tokens, max(1, row.output_tokens), _hashes(row))
+        TraceRequest(
+            (row.seconds - start) / speed,
+            row.input_tokens,
+            max(1, row.output_tokens),
+            _hashes(row),
+            row.priority,
+            row.tenant,
+        )
         for row in rows
     ]
     requests.sort(key=lambda request: request.arrival_seconds)
     return Trace(path.stem, rows[0].block_size, requests)
 
 
-def ideal_cached_tokens(trace: Trace) -> int:
-    """Prompt tokens that one cache without bounds would have found, under the rules of the simulated engine.
+def ideal_cached_tokens(trace: Trace) -> Iterator[int]:
+    """Prompt tokens of each request that one cache without bounds would have found, under the rules of the engine.
 
     Only full blocks are found, and the last token of a prompt is always computed.
     """
     seen: set[int] = set()
-    cached = 0
     for request in trace.requests:
-        for name in request.hashes[: (request.input_tokens - 1) // trace.block_size]:
-            if name not in seen:
-                break
-            cached += trace.block_size
+        reusable = request.hashes[: (request.input_tokens - 1) // trace.block_size]
+        yield trace.block_size * next((n for n, name in enumerate(reusable) if name not in seen), len(reusable))
         seen.update(request.hashes)
-    return cached
 
 
 def _first(rows: Iterable[_Row], limit: int | None) -> Iterator[_Row]:
@@ -148,7 +159,15 @@ def _mooncake_rows(file: TextIO, path: Path) -> Iterator[_Row]:
         block_size = block_size or row.block_size
         if row.block_size != block_size:
             raise _malformed(path, number, f"blocks of {row.block_size} tokens, where those before have {block_size}")
-        yield _Row(row.timestamp / 1000, row.input_length, row.output_length, row.hash_ids, row.block_size)
+        yield _Row(
+            row.timestamp / 1000,
+            row.input_length,
+            row.output_length,
+            row.hash_ids,
+            row.block_size,
+            row.priority,
+            row.api_key_name,
+        )
 
 
 def _azure_rows(file: TextIO, path: Path) -> Iterator[_Row]:

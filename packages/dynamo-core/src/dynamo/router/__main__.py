@@ -11,6 +11,7 @@ from dynamo.router.settings import RouterSettings
 from dynamo.router.standalone.service import RouterService, worker_endpoint
 from dynamo.router.standalone.settings import RouterServiceSettings
 from dynamo.runtime.distributed import DistributedRuntime, config_errors_end_the_process, run_process
+from dynamo.runtime.garbage import collect_seldom
 from dynamo.runtime.settings import RuntimeSettings
 
 #: Who starts a router of its own wants this one; flags and environment go first.
@@ -29,7 +30,9 @@ def main(**flags: Any) -> None:
         runtime_settings = runtime_settings.model_copy(update={"namespace": worker_endpoint(settings).namespace})
 
     async def body(runtime: DistributedRuntime) -> None:
-        await RouterService(settings, router, runtime).run()
+        service = RouterService(settings, router, runtime)
+        collect_seldom()
+        await service.run()
 
     run_process(runtime_settings, body, "dynamo-router")
 

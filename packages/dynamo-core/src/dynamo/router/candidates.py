@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from dynamo.errors import Overloaded
+from dynamo.errors import DynamoError, Overloaded
 from dynamo.protocols.addressing import InstanceId, WorkerKey
+from dynamo.protocols.claims import Claim, ClaimingPlane
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.kv_events import KvEventBatch
 from dynamo.protocols.load import WorkerLoad
 from dynamo.protocols.planes import RequestPlane
 from dynamo.protocols.routing import RouteRequest
+from dynamo.router.core.cost import uncached_tokens
 from dynamo.router.explain import Decision, DecisionLog, queue_wait
 from dynamo.router.kv_state import KvState
 from dynamo.router.metrics import ModelRouterMetrics
 from dynamo.router.policy import Choice, RouterPolicy
-from dynamo.router.queue import RouterQueue
+from dynamo.router.queue import QueueTime, RouterQueue
 from dynamo.router.queue_metrics import ModelQueueMetrics
-from dynamo.router.regret import PendingTtft, RegretMeter, uncached_tokens
+from dynamo.router.regret import PendingTtft, RegretMeter
 from dynamo.router.replica_sync import ReplicaSync
 from dynamo.router.route import Route
 from dynamo.router.settings import RouterSettings
@@ -45,23 +48,30 @@ class CandidateTable:
         model: str = "",
         replicas: ReplicaSync | None = None,
         queue_metrics: ModelQueueMetrics | None = None,
+        queue_time: QueueTime | None = None,
+        measures: bool = False,
     ) -> None:
-        """`plane` is how workers are asked for their cache; `decisions` keeps what is decided, None nothing.
+        """`plane` is how workers are asked, for their cache and for claims; `decisions` keeps what is decided, or None.
 
         `shadows` look at every decision and take none. `replicas` tells other frontends of what is decided.
+        `queue_time` None is real time. With `measures`, what workers are sent is known whatever the policy needs: a
+        queue can be switched on later.
         """
         self.model = model
         self.queue: RouterQueue | None = None
         """Where requests ask whether to come to :meth:`route` now; None while that is always so."""
         self._queue_metrics = queue_metrics
+        self._queue_time = queue_time
         self._replicas = replicas
         self._thresholds: BusyThresholds | None = None
         self._metrics = metrics
         self._decisions = decisions
+        self._claiming: ClaimingPlane | None = plane if isinstance(plane, ClaimingPlane) else None
+        self._policy = policy
         self.configure(policy, settings or RouterSettings())
         needs_facts = policy.needs_facts or any(shadow.policy.needs_facts for shadow in shadows)
         # Workers say what they were sent a quarter of a second late; a queue must know it at once.
-        needs_facts = needs_facts or self.queue is not None
+        needs_facts = needs_facts or measures or self.queue is not None
         self._kv = KvState(self._settings, plane, metrics) if needs_facts else None
         self.regret = RegretMeter(metrics)
         share = self._settings.router_shadow_cpu_share
@@ -73,19 +83,31 @@ class CandidateTable:
         return len(self._ordered)
 
     def configure(self, policy: RouterPolicy, settings: RouterSettings) -> None:
-        """Decide by `policy`, of the same mode, and `settings` from now on; what is known of workers stays."""
+        """Decide by `policy`, of the same mode, and `settings` from now on; what is known stays."""
+        if policy is not self._policy:
+            policy.keep_sessions(self._policy)
         self._policy = policy
         self._settings = settings
         if self.queue is not None:
             self.queue.configure(settings)
         elif settings.router_queue_threshold is not None:
-            self.queue = RouterQueue(self, settings, self._queue_metrics)
+            self.queue = RouterQueue(self, settings, self._queue_metrics, self._queue_time)
         self.set_thresholds(self._thresholds)
 
     @property
     def overrides_for_all(self) -> bool:
         """Whether every client may bring cost parameters of its own."""
         return self._settings.router_request_overrides
+
+    @property
+    def pins_for_all(self) -> bool:
+        """Whether every client may choose its worker; there is a mode in which that is how workers are chosen."""
+        return self.overrides_for_all or self._settings.router_mode == "direct"
+
+    @property
+    def explains_to_all(self) -> bool:
+        """Whether every client may be told of the decisions on its requests."""
+        return self._settings.explain
 
     @property
     def thresholds(self) -> BusyThresholds:
@@ -151,6 +173,20 @@ class CandidateTable:
     def caught_up(self) -> bool:
         """Whether no worker is being asked for the content of its cache."""
         return self._kv is None or not self._kv.indexer.asking()
+
+    def claim(self, request: RouteRequest, now: float) -> asyncio.Future[Claim | None] | None:
+        """Ask workers which of them takes `request`, for :meth:`route` to be told; None: route it at once.
+
+        Only where one is as good as another. Who claims it may be nobody that the filters have left.
+        """
+        # Who waits in the queue is let go by what is booked, and while workers are asked nothing is.
+        if self._claiming is None or not self._policy.lenient or self.queue is not None:
+            return None
+        try:
+            eligible = self._policy.eligible(request, self._usable(request, now))
+        except DynamoError:
+            return None  # `route` raises it
+        return self._claiming.claim([candidate.record for candidate in eligible]) if len(eligible) > 1 else None
 
     def select(self, request: RouteRequest, now: float) -> Candidate:
         """The candidate for `request`; the caller calls its `sent`, and at the end `ended`. Books nothing.
@@ -310,6 +346,7 @@ class CandidateTable:
         return self.regret.begin(facts, choice.candidates.index(choice.chosen), request.prompt_tokens, now)
 
     def _decision(self, request: RouteRequest, choice: Choice, pending: PendingTtft | None) -> Decision:
+        claim = request.claim
         return Decision(
             request_id=request.request_id,
             model=request.model,
@@ -324,6 +361,7 @@ class CandidateTable:
             ttft=pending,
             owner=request.tenant,
             queued_seconds=queue_wait.get(),
+            claimed_by=claim.by if claim is not None and claim.worker == choice.chosen.key else "",
         )
 
     def _not_busy(self, usable: Sequence[Candidate], request: RouteRequest, now: float) -> list[Candidate]:

@@ -15,8 +15,8 @@ import msgspec
 
 from dynamo.protocols.addressing import WorkerKey, format_instance_id
 from dynamo.protocols.load import EngineLoad
-from dynamo.router.core.cost import WorkerFacts
-from dynamo.router.regret import PendingTtft, uncached_tokens
+from dynamo.router.core.cost import WorkerFacts, uncached_tokens
+from dynamo.router.regret import PendingTtft
 
 __all__ = ["Decision", "DecisionLog", "decision_listener", "queue_wait"]
 
@@ -46,6 +46,8 @@ class Decision(msgspec.Struct, frozen=True):
     """Tenant (API key) that the request belongs to; empty where nobody has a name."""
     queued_seconds: float = 0.0
     """How long the request waited in the router before."""
+    claimed_by: str = ""
+    """The request plane whose broker chose, by the worker's own claim; empty: the router did."""
 
     def margin(self) -> float | None:
         """How much higher the winner scored than the best of the others, in blocks of cost; None without others."""
@@ -65,6 +67,7 @@ class Decision(msgspec.Struct, frozen=True):
             "prompt_tokens": self.prompt_tokens,
             "worker": format_instance_id(self.chosen.instance_id),
             "dp_rank": self.chosen.dp_rank,
+            "chosen_by": self.claimed_by or "router",
             "margin_blocks": None if margin is None else round(margin, 3),
             "queued_seconds": round(self.queued_seconds, 6),
             "ttft": self._outcome(),

@@ -16,7 +16,7 @@ from dynamo.protocols.llm import DisaggregationMode
 from dynamo.protocols.planes import RequestPlane
 from dynamo.protocols.routing import RouteRequest
 from dynamo.router.core.active_sequences import ActiveSequences, Booking
-from dynamo.router.core.cost import WorkerFacts
+from dynamo.router.core.cost import WorkerFacts, uncached_tokens
 from dynamo.router.core.routed_blocks import RoutedBlocks
 from dynamo.router.core.tiered_index import NO_MATCH, TierMatch
 from dynamo.router.indexer import KvIndexer
@@ -145,7 +145,7 @@ class KvState:
             index.remove(worker.slot, worker.routed.use(hashes, now))
         # A decode worker is sent the KV of the prompt.
         decodes = request.mode is DisaggregationMode.DECODE
-        uncached = 0 if decodes else max(0, request.prompt_tokens - facts.overlap_blocks * size)
+        uncached = 0 if decodes else uncached_tokens(facts, request.prompt_tokens)
         worker.recent_tokens += uncached
         return worker.active.book(uncached, hashes, now)
 

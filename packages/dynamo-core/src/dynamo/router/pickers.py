@@ -40,15 +40,29 @@ class RoundRobin:
 
 
 class Random(_Seeded):
-    """A uniformly random candidate."""
+    """Who offers itself, where workers are asked, or a uniformly random candidate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lenient = True
+        """See `dynamo.protocols.routing.LenientPicker`: until it is seeded, for who seeds it wants the same again."""
+
+    def seed(self, value: int) -> None:
+        """See `SeededPicker`."""
+        super().seed(value)
+        self.lenient = False
 
     def pick(
         self,
-        request: RouteRequest,  # noqa: ARG002
+        request: RouteRequest,
         candidates: Sequence[CandidateView],
         scores: Sequence[float],  # noqa: ARG002
     ) -> CandidateView:
         """See `dynamo.protocols.routing.WorkerPicker`."""
+        if request.claim is not None and self.lenient:
+            for candidate in candidates:
+                if candidate.key == request.claim.worker:
+                    return candidate
         return self._random.choice(candidates)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar, cast
 
@@ -10,6 +11,7 @@ from dynamo.plugins import Plugins
 from dynamo.protocols.addressing import WorkerKey
 from dynamo.protocols.routing import (
     CandidateView,
+    LenientPicker,
     RouteListener,
     RouteRequest,
     SeededPicker,
@@ -95,6 +97,15 @@ class RouterPolicy:
         """Whether candidates must have their facts before :meth:`decide`."""
         self.looks_at_load = cost is not None or bool(scorers)
         """Whether what other routers send makes a difference."""
+        self.lenient = isinstance(picker, LenientPicker) and picker.lenient
+        """Whether workers may offer themselves; see `dynamo.protocols.routing.LenientPicker`."""
+
+    def keep_sessions(self, of: RouterPolicy) -> None:
+        """Know the sessions that the policy before this one knew."""
+        known = [listener for listener in of._listeners if isinstance(listener, SessionAffinity)]
+        own = [listener for listener in self._listeners if isinstance(listener, SessionAffinity)]
+        for affinity, before in zip(own, known, strict=False):
+            affinity.keep_sessions(before)
 
     def able(self, request: RouteRequest, candidates: Sequence[WorkerT]) -> Sequence[WorkerT]:
         """Those that could serve `request` at all, however busy or broken they are at this moment.
@@ -207,12 +218,15 @@ def _cost_parameters(settings: RouterSettings, mode: CostParameters) -> CostPara
 
 
 def _weighted(text: str) -> tuple[str, float]:
-    name, _, weight = text.partition("=")
+    name, _, number = text.partition("=")
     try:
-        return name, float(weight)
+        weight = float(number)
     except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
         raise ConfigError(
             f"router scorer {text!r} has no weight",
             param="router_scorers",
             hint="write it as NAME=BLOCKS, as in zone=8",
-        ) from None
+        )
+    return name, weight

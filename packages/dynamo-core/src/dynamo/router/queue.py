@@ -23,12 +23,44 @@ from dynamo.router.explain import queue_wait
 from dynamo.router.queue_metrics import ModelQueueMetrics
 from dynamo.router.settings import RouterSettings, parse_weight
 
-__all__ = ["QueueUser", "QueuedRequest", "RouterQueue", "WorkerRoom"]
+__all__ = ["Alarm", "LoopTime", "QueueTime", "QueueUser", "QueuedRequest", "RouterQueue", "WorkerRoom"]
 
 logger = logging.getLogger(__name__)
 
 #: Weight of the newest wait in the estimate that clients are told to come back after.
 _NEWEST = 0.2
+
+
+class Alarm(Protocol):
+    """Something that will be done, unless it is cancelled."""
+
+    def cancel(self) -> None:
+        """Do not do it."""
+        ...
+
+
+class QueueTime(Protocol):
+    """The clock of a queue: `LoopTime`, or that of a simulation (`dynamo.replay.virtual_time`)."""
+
+    def now(self) -> float:
+        """Monotonic, in seconds."""
+        ...
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Alarm:
+        """Call `callback` so much later."""
+        ...
+
+
+class LoopTime:
+    """Real time, on the running event loop."""
+
+    def now(self) -> float:
+        """See `QueueTime`."""
+        return time.monotonic()
+
+    def call_later(self, seconds: float, callback: Callable[[], None]) -> Alarm:
+        """See `QueueTime`."""
+        return asyncio.get_running_loop().call_later(seconds, callback)
 
 
 class QueueUser(Protocol):
@@ -79,21 +111,22 @@ QueuedRequest = Waiting[_Entry]
 
 
 class RouterQueue:
-    """The queue of one model. `clock` is monotonic, in seconds; methods are called on one event loop."""
+    """The queue of one model; methods are called on one event loop."""
 
     def __init__(
         self,
         workers: WorkerRoom,
         settings: RouterSettings,
         metrics: ModelQueueMetrics | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        queue_time: QueueTime | None = None,
     ) -> None:
+        """`queue_time` None is real time."""
         self._workers = workers
         self._metrics = metrics
-        self._clock = clock
+        self._time: QueueTime = queue_time or LoopTime()
         self._queue: RequestQueue[_Entry] = RequestQueue(_limits(settings))
         self._target_seconds = settings.router_queue_ttft_target_ms / 1000
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Alarm | None = None
         self._letting_go = False
         self._draining = False
         self._usual_wait_seconds = 0.0
@@ -115,9 +148,9 @@ class RouterQueue:
             NoInstances: nobody can take the request.
             Overloaded: all who could are busy, or the queue is full.
             RateLimited: the queue is full, and this tenant has most of it.
-        Draining: it would have to wait, and this process goes down.
+            Draining: it would have to wait, and this process goes down.
         """
-        now = self._clock()
+        now = self._time.now()
         if self._metrics is not None:
             self._metrics.received()
         if self._workers.has_room(request, now) and not self._queue:
@@ -148,9 +181,12 @@ class RouterQueue:
         self._letting_go = True  # who is let go may fail at once and poke again
         try:
             # Mostly all workers are full, and with many tenants asking for each request takes a hundred times as long.
-            while self._workers.any_room(self._clock()) and (entry := self._queue.take(self._admission())) is not None:
+            while self._workers.any_room(self._time.now()):
+                entry = self._queue.take(self._admission())
+                if entry is None:
+                    break
                 self._count(entry, -1)
-                waited = self._clock() - entry.entered_at
+                waited = self._time.now() - entry.entered_at
                 self._usual_wait_seconds += _NEWEST * (waited - self._usual_wait_seconds)
                 if self._metrics is not None:
                     self._metrics.waited(waited)
@@ -189,7 +225,7 @@ class RouterQueue:
 
     def _admits(self, entry: QueuedRequest) -> bool:
         try:
-            return self._workers.has_room(entry.item.request, self._clock())
+            return self._workers.has_room(entry.item.request, self._time.now())
         except DynamoError:
             return False  # workers come back, or its time runs out
         except Exception:
@@ -211,7 +247,7 @@ class RouterQueue:
     def _expire(self) -> None:
         self._timer = None
         limit = self._queue.limits.wait_seconds
-        for entry in self._queue.expire(self._clock()):
+        for entry in self._queue.expire(self._time.now()):
             error = Overloaded(f"no worker had room for {limit:g} s", retry_after_seconds=self._retry_after())
             self._refuse(entry, "expired", error)
         self._arm()
@@ -223,8 +259,8 @@ class RouterQueue:
         if expiry is None:
             self.close()
         elif self._timer is None:
-            seconds = max(0.0, min(expiry - self._clock(), REPORT_LIFETIME_SECONDS))
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._expire)
+            seconds = max(0.0, min(expiry - self._time.now(), REPORT_LIFETIME_SECONDS))
+            self._timer = self._time.call_later(seconds, self._expire)
 
     def _refuse(self, entry: QueuedRequest, reason: str, error: DynamoError) -> None:
         self._count(entry, -1)

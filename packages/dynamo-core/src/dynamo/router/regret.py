@@ -20,12 +20,7 @@ from dynamo.router.core.cost import WorkerFacts
 from dynamo.router.core.ttft_predictor import TtftPredictor
 from dynamo.router.metrics import ModelRouterMetrics
 
-__all__ = ["PendingTtft", "RegretMeter", "TtftOutcome", "uncached_tokens"]
-
-
-def uncached_tokens(facts: WorkerFacts, prompt_tokens: int) -> int:
-    """Tokens of a prompt that a worker with these facts would have to compute."""
-    return max(0, prompt_tokens - facts.overlap_blocks * facts.block_size)
+__all__ = ["PendingTtft", "RegretMeter", "TtftOutcome"]
 
 
 class TtftOutcome(msgspec.Struct, frozen=True):
@@ -61,16 +56,7 @@ class PendingTtft:
 
     def predictions(self) -> list[float] | None:
         """Seconds per candidate, as predicted at the decision; None where nothing was known yet."""
-        model = self._model
-        if model is None:
-            return None
-        base, queued, own = model
-        prompt = self._prompt_tokens
-        # Written out, without calls: it runs for every candidate of every request.
-        return [
-            base + queued * facts.active_prefill_tokens + own * max(0, prompt - facts.overlap_blocks * facts.block_size)
-            for facts in self._facts
-        ]
+        return None if self._model is None else self._model.seconds(self._facts, self._prompt_tokens)
 
     def first_token(self, now: float) -> None:
         """It came, on the clock of the decision."""
@@ -88,9 +74,7 @@ class PendingTtft:
                 predicted[self._chosen],
                 meter.predictor.error_seconds,
             )
-        facts = self._facts[self._chosen]
-        uncached = uncached_tokens(facts, self._prompt_tokens)
-        meter.came(facts.active_prefill_tokens, uncached, self.outcome, now)
+        meter.came(self._facts[self._chosen], self._prompt_tokens, self.outcome, now)
 
 
 class RegretMeter:
@@ -109,13 +93,11 @@ class RegretMeter:
     def predict(self, facts: WorkerFacts, prompt_tokens: int) -> float | None:
         """Seconds to the first token at a worker with these facts; None where too little was seen yet."""
         model = self.predictor.model
-        if model is None:
-            return None
-        return model.seconds(facts.active_prefill_tokens, uncached_tokens(facts, prompt_tokens))
+        return None if model is None else model.seconds((facts,), prompt_tokens)[0]
 
-    def came(self, queued_tokens: int, own_tokens: int, outcome: TtftOutcome, now: float) -> None:
-        """Called by a pending decision: this is what became of it."""
-        self.predictor.observe(queued_tokens, own_tokens, outcome.realised, now)
+    def came(self, facts: WorkerFacts, prompt_tokens: int, outcome: TtftOutcome, now: float) -> None:
+        """Called by a pending decision: this is what became of it, at a worker with these facts."""
+        self.predictor.observe(facts, prompt_tokens, outcome.realised, now)
         if outcome.predicted is None:
             return
         if outcome.regret is not None:

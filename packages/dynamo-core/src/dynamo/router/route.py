@@ -29,7 +29,7 @@ class RouteWatch(Protocol):
 class Route:
     """Made by `CandidateTable.route`; :meth:`end` must follow. All methods may be called more than once."""
 
-    __slots__ = ("_answered", "_booking", "_candidate", "_number", "_open", "_watch", "ttft")
+    __slots__ = ("_answered", "_booking", "_candidate", "_number", "_open", "_probe", "_watch", "ttft")
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Route:
         """What becomes of the decision; None where workers are not measured."""
         self._answered = False
         self._open = True
-        candidate.sent()
+        self._probe = candidate.sent()
 
     @property
     def worker(self) -> WorkerKey:
@@ -75,13 +75,13 @@ class Route:
 
     def failed(self, error: DynamoError, now: float) -> None:
         """It failed; :meth:`end` is still due."""
-        self._candidate.failed(error, now)
+        self._candidate.failed(error, now, self._probe)
 
     def end(self) -> None:
         """It is over, however."""
         if self._open:
             self._open = False
-            self._candidate.ended()
+            self._candidate.ended(self._probe)
             if self._booking is not None:
                 self._booking.end()
             if self._watch is not None:

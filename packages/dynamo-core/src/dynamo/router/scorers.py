@@ -39,6 +39,10 @@ class SessionAffinity:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def keep_sessions(self, of: SessionAffinity) -> None:
+        """Know those that `of` knows, which this one replaces."""
+        self._sessions = of._sessions.copy()
+
     def score(self, request: RouteRequest, candidates: Sequence[CandidateView]) -> Sequence[float]:
         """See `dynamo.protocols.routing.WorkerScorer`."""
         if request.session is None or request.session not in self._sessions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from pydantic import field_validator
+from pydantic import ConfigDict, field_validator
 
 from dynamo.config.settings import Settings, setting
 from dynamo.router.thresholds import BusyThresholds, parse_thresholds
@@ -16,6 +16,7 @@ __all__ = ["RouterSettings", "parse_weight"]
 class RouterSettings(Settings):
     """How the worker of a request is chosen. Costs are counted in KV blocks."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
     section: ClassVar[str] = "router"
 
     router_mode: str = setting("round-robin", env=("DYN_ROUTER_MODE",))
@@ -56,7 +57,8 @@ class RouterSettings(Settings):
     router_session_affinity_blocks: float = setting(10_000.0, env=("DYN_ROUTER_SESSION_AFFINITY_BLOCKS",), gt=0)
     """As how many cached blocks that counts: with less than a prompt has, another worker may win."""
     router_request_overrides: bool = setting(False, env=("DYN_ROUTER_REQUEST_OVERRIDES",))
-    """Let requests bring cost parameters of their own, in the header x-dynamo-router."""
+    """Let every API key's requests bring cost parameters of their own (header x-dynamo-router) and choose their worker;
+    else only admin keys may."""
     router_temperature: float = setting(0.0, env=("DYN_ROUTER_TEMPERATURE",), ge=0)
     """0 takes the cheapest worker; above it workers are drawn, the cheap ones more often."""
     router_use_kv_events: bool = setting(

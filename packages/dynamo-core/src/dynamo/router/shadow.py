@@ -23,9 +23,10 @@ from dynamo.errors import ConfigError
 from dynamo.plugins import Plugins
 from dynamo.protocols.addressing import WorkerKey
 from dynamo.protocols.routing import RouteRequest
+from dynamo.router.core.cost import uncached_tokens
 from dynamo.router.metrics import ModelRouterMetrics
 from dynamo.router.policy import Choice, RouterPolicy, WorkerWithFacts, policy_for_mode
-from dynamo.router.regret import RegretMeter, uncached_tokens
+from dynamo.router.regret import RegretMeter
 from dynamo.router.settings import RouterSettings
 
 __all__ = ["LIVE", "PolicyTally", "ShadowPolicies", "ShadowPolicy", "shadow_policies"]

@@ -53,20 +53,20 @@ class Candidate:
         """See `CandidateView`."""
         return self.facts.active_decode_blocks
 
-    def sent(self) -> None:
-        """A request goes to this worker; :meth:`ended` must follow once."""
+    def sent(self) -> int:
+        """A request goes to this worker; :meth:`ended` must follow once, with what this returns."""
         self.active_requests += 1
-        self.breaker.sent()
+        return self.breaker.sent()
 
-    def ended(self) -> None:
+    def ended(self, probe: int) -> None:
         """It is over, however."""
         self.active_requests -= 1
-        self.breaker.ended()
+        self.breaker.ended(probe)
 
-    def failed(self, error: DynamoError, now: float) -> None:
+    def failed(self, error: DynamoError, now: float, probe: int = 0) -> None:
         """It failed."""
         if isinstance(error, _WORKER_FAILURES):
-            self.breaker.failed(now, unreachable=isinstance(error, CannotConnect))
+            self.breaker.failed(now, unreachable=isinstance(error, CannotConnect), probe=probe)
 
     def set_load(self, load: EngineLoad, now: float) -> None:
         """The worker said this of itself."""

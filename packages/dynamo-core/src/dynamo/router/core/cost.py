@@ -39,6 +39,7 @@ __all__ = [
     "WorkerFacts",
     "costs",
     "softmax_weights",
+    "uncached_tokens",
 ]
 
 
@@ -134,6 +135,11 @@ class WorkerFacts(msgspec.Struct, gc=False):
     """Blocks behind the overlap that host memory holds, and behind those that disk holds; None for none."""
     recent_tokens: float = 0.0
     """Prompt tokens that it was lately given to compute, the older ones counting less."""
+
+
+def uncached_tokens(facts: WorkerFacts, prompt_tokens: int) -> int:
+    """Tokens of a prompt that a worker with these facts would have to compute."""
+    return max(0, prompt_tokens - facts.overlap_blocks * facts.block_size)
 
 
 def costs(parameters: CostParameters, prompt_tokens: int, workers: Sequence[WorkerFacts]) -> list[float]:

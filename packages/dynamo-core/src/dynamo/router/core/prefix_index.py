@@ -110,13 +110,15 @@ class PrefixIndex:
                 self._hidden_of(worker).add(hashes, parent)
                 return
         run = runs.get(hashes[0])
-        if run is not None and run.parent == parent and run.hashes == hashes:
+        if run is None:
+            added = self._enter_new(bit, hashes, parent, above)
+        elif run.parent == parent and run.hashes == hashes:
             # Somebody stored the same blocks at once: the usual case.
             added = 0 if run.workers & bit else len(hashes)
             run.workers |= bit
             run.stored = self._clock
         else:
-            added = self._enter(bit, hashes, parent) if run is not None else self._enter_new(bit, hashes, parent, above)
+            added = self._enter(bit, hashes, parent)
         self._counts[worker] += added
         if self._hidden and worker in self._hidden:
             self._show(worker, hashes)
@@ -226,15 +228,16 @@ class PrefixIndex:
         else:
             run = _Run(bit, parent, [], self._clock, above or _START, _depth_behind(parent, above))
             self._link(run)
-        before = len(self._runs)
+        runs = self._runs
+        before = len(runs)
         # One look-up per block, for asking and entering.
-        enter = self._runs.setdefault
+        enter = runs.setdefault
         entered = hashes
         for sequence_hash in hashes:
             if enter(sequence_hash, run) is not run:
                 entered = hashes[: hashes.index(sequence_hash)]
                 break
-        added = len(self._runs) - before
+        added = len(runs) - before
         if added == len(entered):
             run.hashes += entered
         else:  # something was said twice

@@ -59,8 +59,7 @@ class RankMirror:
         translated: list[RouterKvEvent] = []
         for event in events:
             if isinstance(event, BlockStored):
-                stored = self.stored(event)
-                translated += [stored] if stored else []
+                translated += self.stored(event)
             elif isinstance(event, BlockRemoved):
                 removed = self.removed(event)
                 translated += [removed] if removed else []
@@ -69,39 +68,38 @@ class RankMirror:
                 translated.append(event)
         return translated
 
-    def stored(self, event: BlockStored) -> HashesStored | None:
-        """Enter blocks; None when nothing new is known of them."""
+    def stored(self, event: BlockStored) -> list[RouterKvEvent]:
+        """Enter blocks; nothing when their parent is unknown.
+
+        An engine that stores other content under a hash of before has dropped what was there.
+        """
         parent = self._parent(event)
         if parent is None and event.parent_hash is not None:
             self.orphans += len(event.block_hashes)
-            return None
+            return []
         state = parent.state if parent else HashState(seed_of(event.lora, event.cache_salt), 0)
         tokens = np.asarray(event.token_ids, dtype=np.uint32)
         hashes, values = extend(state, block_hashes(tokens, event.block_size))
         before = parent.sequence_hash if parent else None
         previous = before
+        replaced: list[int] = []
         for index, (opaque, ours) in enumerate(zip(event.block_hashes, hashes.tolist(), strict=False)):
             child = HashState(int(values[index]), state.blocks + index + 1)
-            if (event.medium, opaque) not in self._blocks:
+            known = self._blocks.get((event.medium, opaque))
+            if known is not None and known.sequence_hash != ours:
+                replaced += self._drop(event.medium, opaque)
+                known = None
+            if known is None:
                 self._copies[event.medium, ours] += 1
             self._blocks[event.medium, opaque] = _Block(ours, previous, child)
             previous = ours
-        return HashesStored(hashes.astype("<u8").tobytes(), before, event.medium)
+        stored = HashesStored(hashes.astype("<u8").tobytes(), before, event.medium)
+        return [_removal(replaced, event.medium), stored] if replaced else [stored]
 
     def removed(self, event: BlockRemoved) -> HashesRemoved | None:
         """Drop blocks; None when none of them was known."""
-        gone = []
-        for opaque in event.block_hashes:
-            block = self._blocks.pop((event.medium, opaque), None)
-            if block is None:
-                continue
-            key = (event.medium, block.sequence_hash)
-            self._copies[key] -= 1
-            # An engine may hold one content twice, under two hashes of its own: the last copy counts.
-            if not self._copies[key]:
-                del self._copies[key]
-                gone.append(block.sequence_hash)
-        return HashesRemoved(np.asarray(gone, dtype="<u8").tobytes(), event.medium) if gone else None
+        gone = [ours for opaque in event.block_hashes for ours in self._drop(event.medium, opaque)]
+        return _removal(gone, event.medium) if gone else None
 
     def clear(self) -> None:
         """Everything is gone."""
@@ -120,6 +118,19 @@ class RankMirror:
             tails[medium, block.sequence_hash] = (first_parent, run)
         return [HashesStored(np.asarray(run, dtype="<u8").tobytes(), parent, medium) for medium, parent, run in runs]
 
+    def _drop(self, medium: str, opaque: int | bytes) -> list[int]:
+        """Forget a block; our hash of it if its content is gone with it."""
+        block = self._blocks.pop((medium, opaque), None)
+        if block is None:
+            return []
+        key = (medium, block.sequence_hash)
+        self._copies[key] -= 1
+        # An engine may hold one content twice, under two hashes of its own: the last copy counts.
+        if self._copies[key]:
+            return []
+        del self._copies[key]
+        return [block.sequence_hash]
+
     def _parent(self, event: BlockStored) -> _Block | None:
         if event.parent_hash is None:
             return None
@@ -128,3 +139,7 @@ class RankMirror:
             if block is not None:
                 return block
         return None
+
+
+def _removal(hashes: Sequence[int], medium: str) -> HashesRemoved:
+    return HashesRemoved(np.asarray(hashes, dtype="<u8").tobytes(), medium)

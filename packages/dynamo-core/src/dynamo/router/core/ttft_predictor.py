@@ -1,10 +1,11 @@
-"""Predicts the time to the first token from what a worker has to compute before it; one predictor per served model.
+"""Predicts the time to the first token from what a worker has to do until then; one predictor per served model.
 
 ::
 
     seconds = base + queued * (prompt tokens that wait at the worker) + own * (uncached tokens of this prompt)
+            + attention * (pairs of such a token and one before it) + decode * (tokens that running requests hold)
 
-The three coefficients are fitted online, by weighted least squares whose weights halve with age. A residual beyond a
+The coefficients are fitted online, by weighted least squares whose weights halve with age. A residual beyond a
 few times the usual error is cut to it (Huber's estimator), so that one stalled request does not bend the line. A
 coefficient that comes out negative is left out: more work never makes a worker faster. Asked by `dynamo.router.regret`
 and `dynamo.router.shadow`.
@@ -13,16 +14,23 @@ and `dynamo.router.shadow`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
+
+from dynamo.router.core.cost import WorkerFacts, uncached_tokens
 
 __all__ = ["TtftModel", "TtftPredictor"]
 
-#: Observations between two fits, and before the first: a fit takes some 20 us, an observation 2.
+_Floats: TypeAlias = "npt.NDArray[np.float64]"
+
+#: Observations between two fits, and before the first: a fit takes some 40 us, an observation 10.
 _FIT_EVERY = 8
-#: Tokens are fitted in thousands, so that all coefficients have about the size of a second.
-_SCALE = 1e-3
+#: What the inputs are fitted in, so that all coefficients have about the size of a second.
+_UNITS = np.array([1.0, 1e3, 1e3, 1e8, 1e5])
+#: More of anything, in `_UNITS`, is not a worker's load but a report that is wrong; it would drown all others.
+_MOST = 1e6
 #: A residual counts as at most this many times the usual one.
 _HUBER = 4.0
 #: Keeps the equations solvable where all requests are alike; in units of one observation.
@@ -30,15 +38,30 @@ _RIDGE = 1e-3
 
 
 class TtftModel(NamedTuple):
-    """Coefficients at one moment, in seconds and seconds per token."""
+    """Coefficients at one moment, in seconds and seconds per token or pair."""
 
     base: float
     queued: float
     own: float
+    attention: float
+    decode: float
 
-    def seconds(self, queued_tokens: float, uncached_tokens: float) -> float:
-        """Predicted time to the first token."""
-        return self.base + self.queued * queued_tokens + self.own * uncached_tokens
+    def seconds(self, workers: Sequence[WorkerFacts], prompt_tokens: int) -> list[float]:
+        """Predicted times to the first token of a prompt, per worker."""
+        base, queued, own, attention, decode = self
+        found = []
+        # Written out, without calls: it runs for every candidate of every request.
+        for facts in workers:
+            uncached = prompt_tokens - facts.overlap_blocks * facts.block_size
+            if uncached < 0:
+                uncached = 0
+            found.append(
+                base
+                + queued * facts.active_prefill_tokens
+                + uncached * (own + attention * (prompt_tokens - uncached / 2))
+                + decode * facts.active_decode_blocks * facts.block_size
+            )
+        return found
 
 
 class TtftPredictor:
@@ -47,10 +70,11 @@ class TtftPredictor:
     def __init__(self, half_life_seconds: float = 300.0) -> None:
         """An observation counts half after `half_life_seconds`."""
         self._half_life = half_life_seconds
-        self._sums = [0.0] * 8
-        """Weighted sums: 1, q, o, qq, qo, oo of the inputs, then errors and cut errors."""
-        self._targets = [0.0] * 3
-        """Weighted sums of the seconds: times 1, q, o."""
+        self._products = np.zeros((len(_UNITS), len(_UNITS)))
+        """Weighted sums of the products of the inputs; shape ``[inputs, inputs]``."""
+        self._targets = np.zeros(len(_UNITS))
+        """Weighted sums of the inputs times the seconds."""
+        self._errors = self._cut_errors = 0.0
         self._judged = 0.0
         """Weight of the errors."""
         self._last: float | None = None
@@ -61,55 +85,61 @@ class TtftPredictor:
     @property
     def error_seconds(self) -> float | None:
         """Mean absolute error of the predictions, each made before its outcome was learned; None without any."""
-        return self._sums[6] / self._judged if self._judged else None
+        return self._errors / self._judged if self._judged else None
 
-    def observe(self, queued_tokens: int, uncached_tokens: int, seconds: float, now: float) -> None:
-        """A request's first token came after `seconds`."""
+    def observe(self, facts: WorkerFacts, prompt_tokens: int, seconds: float, now: float) -> None:
+        """The first token of a prompt came after `seconds` from a worker that had `facts` at the decision."""
+        inputs = _inputs(facts, prompt_tokens)
+        if inputs.max() > _MOST:
+            return
         self._age(now)
         if self.model is not None:
-            seconds = self._judge(self.model.seconds(queued_tokens, uncached_tokens), seconds)
-        queued, own = queued_tokens * _SCALE, uncached_tokens * _SCALE
-        sums, targets = self._sums, self._targets
-        for place, value in enumerate((1.0, queued, own, queued * queued, queued * own, own * own)):
-            sums[place] += value
-        for place, value in enumerate((seconds, queued * seconds, own * seconds)):
-            targets[place] += value
+            seconds = self._judge(self.model.seconds((facts,), prompt_tokens)[0], seconds)
+        self._products += np.multiply.outer(inputs, inputs)
+        self._targets += seconds * inputs
         self.observed += 1
         if self.observed % _FIT_EVERY == 0:
-            base, queued, own = _fit(sums, targets)
-            self.model = TtftModel(base, queued * _SCALE, own * _SCALE)
+            self.model = TtftModel(*(_fit(self._products, self._targets) / _UNITS).tolist())
 
     def _judge(self, predicted: float, seconds: float) -> float:
         """Count the error; `seconds`, or what is left of it when it is an outlier."""
         error = seconds - predicted
-        limit = _HUBER * self._sums[7] / self._judged if self._judged >= _FIT_EVERY else abs(error)
+        limit = _HUBER * self._cut_errors / self._judged if self._judged >= _FIT_EVERY else abs(error)
         cut = max(-limit, min(limit, error))
-        self._sums[6] += abs(error)
-        self._sums[7] += abs(cut)
+        self._errors += abs(error)
+        self._cut_errors += abs(cut)
         self._judged += 1.0
         return predicted + cut
 
     def _age(self, now: float) -> None:
         if self._last is not None and now > self._last:
             factor = 0.5 ** ((now - self._last) / self._half_life)
-            self._sums = [value * factor for value in self._sums]
-            self._targets = [value * factor for value in self._targets]
+            self._products *= factor
+            self._targets *= factor
+            self._errors *= factor
+            self._cut_errors *= factor
             self._judged *= factor
         self._last = now if self._last is None else max(now, self._last)
 
 
-def _fit(sums: Sequence[float], targets: Sequence[float]) -> tuple[float, float, float]:
+def _inputs(facts: WorkerFacts, prompt_tokens: int) -> _Floats:
+    """What the coefficients are multiplied by, in `_UNITS`."""
+    own = uncached_tokens(facts, prompt_tokens)
+    pairs = own * (prompt_tokens - own / 2)
+    held = facts.active_decode_blocks * facts.block_size
+    inputs: _Floats = np.array((1.0, facts.active_prefill_tokens, own, pairs, held), np.float64) / _UNITS
+    return inputs
+
+
+def _fit(products: _Floats, targets: _Floats) -> _Floats:
     """Least squares with coefficients of at least zero: those that come out negative are left out, one by one."""
-    n, q, o, qq, qo, oo = sums[:6]
-    products = np.array([[n, q, o], [q, qq, qo], [o, qo, oo]]) + _RIDGE * np.eye(3)
-    wanted = np.array(targets)
-    whole = np.zeros(3)
-    kept = [0, 1, 2]
+    regular = products + _RIDGE * np.eye(len(targets))
+    whole = np.zeros(len(targets))
+    kept = list(range(len(targets)))
     while kept:
-        found = np.linalg.solve(products[np.ix_(kept, kept)], wanted[kept])
+        found = np.linalg.solve(regular[np.ix_(kept, kept)], targets[kept])
         if found.min() >= 0:
             whole[kept] = found
             break
         del kept[int(found.argmin())]
-    base, queued, own = whole.tolist()
-    return base, queued, own
+    return whole

@@ -76,20 +76,13 @@ class Relay:
         queue = self._table.queue
         entry = queue.enter(route_request(self._request, self._excluded), self) if queue is not None else None
         if queue is None or entry is None:
-            self._send()
+            self._ask()
         else:
             self._context.on_cancel(self._leaving(lambda: queue.leave(entry)))
 
     def admitted(self) -> None:
         """See `dynamo.router.queue.QueueUser`."""
-        try:
-            self._send()
-        except DynamoError as error:
-            self._writer.fail(error)
-        except Exception:
-            # The queue lets others go after this one, and a router plugin may raise anything.
-            logger.exception("request %s could not be routed", self._request.request_id)
-            self._writer.fail(_internal_error())
+        self._try(self._ask)
 
     def refused(self, error: DynamoError) -> None:
         """See `dynamo.router.queue.QueueUser`."""
@@ -134,11 +127,32 @@ class Relay:
             logger.exception("request %s could not be routed again", self._request.request_id)
             self._writer.fail(_internal_error())
 
-    def _send(self) -> None:
+    def _ask(self) -> None:
+        """Choose a worker; before that, let one come forward, where the router takes who does."""
+        request = route_request(self._request, self._excluded)
+        claim = self._table.claim(request, time.monotonic())
+        if claim is None:
+            self._send(request)
+        else:
+            claim.add_done_callback(
+                lambda answer: self._try(lambda: self._send(msgspec.structs.replace(request, claim=answer.result())))
+            )
+
+    def _try(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except DynamoError as error:
+            self._writer.fail(error)
+        except Exception:
+            # Others are waiting for the caller to go on, and a router plugin may raise anything.
+            logger.exception("request %s could not be routed", self._request.request_id)
+            self._writer.fail(_internal_error())
+
+    def _send(self, request: RouteRequest) -> None:
         if self._context.cancelled:
             self._writer.end()
             return
-        route = self._route = self._table.route(route_request(self._request, self._excluded), time.monotonic())
+        route = self._route = self._table.route(request, time.monotonic())
         self._request.dp_rank = route.worker.dp_rank
         try:
             self._stream = self._plane.send(route.record, _encode(self._request), self, self._context)

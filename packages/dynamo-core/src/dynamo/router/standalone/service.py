@@ -73,7 +73,9 @@ class RouterService:
         # Made once here so that a wrong mode stops the start.
         policies = [policy_for_mode(router.router_mode, plugins(), router)]
         policies += [shadow.policy for shadow in shadow_policies(router, plugins())]
-        self._follows_caches = router.router_use_kv_events and any(policy.needs_facts for policy in policies)
+        # The queue looks at what workers have to compute, whatever the mode.
+        measures = router.router_queue_threshold is not None or any(policy.needs_facts for policy in policies)
+        self._follows_caches = router.router_use_kv_events and measures
 
     async def run(self) -> None:
         """Serve until the runtime stops, then let open streams end.
