@@ -138,20 +138,47 @@ async def test_a_bug_of_the_handler_is_an_engine_error_and_is_logged(cluster, ca
 
     await cluster.serve(bug, int)
     client = await cluster.client(1)
-    with caplog.at_level(logging.ERROR), pytest.raises(EngineError, match="ZeroDivisionError"):
+    with caplog.at_level(logging.ERROR), pytest.raises(EngineError) as caught:
         await collect(client.round_robin(0, Context("req-3")))
+    assert caught.value.message == "internal error; the worker's log has the details"
     assert "request req-3 failed" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
     assert await collect(client.round_robin(1, Context("r"))) == [1]
 
 
-async def test_an_item_that_cannot_be_encoded_is_an_engine_error(cluster):
+async def test_an_item_that_cannot_be_encoded_is_an_engine_error(cluster, caplog):
     async def odd(request, context):
         yield object()
 
     await cluster.serve(odd)
     client = await cluster.client(1)
-    with pytest.raises(EngineError, match="TypeError"):
+    with pytest.raises(EngineError, match="internal error"):
         await collect(client.round_robin(None, Context("r")))
+    assert "TypeError" in caplog.text
+
+
+async def test_a_slow_reader_holds_the_handler_back_and_gets_everything(cluster):
+    yielded = 0
+    many = 10_000
+
+    async def flood(request, context):
+        nonlocal yielded
+        for number in range(many):
+            yielded += 1
+            yield number
+
+    await cluster.serve(flood)
+    client = await cluster.client(1)
+    items = client.round_robin(None, Context("r"), int)
+    got = [await anext(items) for _ in range(10)]
+    previous = -1
+    while previous != yielded:  # until it waits for room
+        previous = yielded
+        for _ in range(200):
+            await asyncio.sleep(0)
+    assert yielded < 1500
+    got += await collect(items)
+    assert got == list(range(many))
 
 
 async def test_a_request_of_the_wrong_type_is_the_askers_fault(cluster):

@@ -262,6 +262,15 @@ async def test_a_taken_port_names_the_flag(server):
     assert "--http-port" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+async def test_an_address_that_is_not_ours_names_the_flag_of_the_host(host):
+    with pytest.raises(CannotConnect, match="cannot listen on") as caught:
+        await HttpServer().listen(host, 0, flag="--http-port")
+    assert caught.value.param == "--http-host"
+    assert "--http-host" in caught.value.hint
+    assert "--http-port" not in caught.value.hint
+
+
 async def test_closing_waits_for_open_exchanges(server):
     open_exchanges = []
     server.route("GET", "/open", open_exchanges.append)
@@ -308,3 +317,29 @@ async def test_a_closing_server_writes_what_a_slow_reader_has_not_taken(server):
         closing = asyncio.create_task(server.close(grace_seconds=TIMEOUT))
         assert (await client.response())[2] == body
         await closing
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status", "code"),
+    [
+        (f"GET /{'a' * 1500} HTTP/1.1\r\nhost: t\r\n\r\n", 414, "uri_too_long"),
+        (f"GET /{'a' * 70_000} HTTP/1.1\r\nhost: t\r\n\r\n", 414, "uri_too_long"),
+        (f"GET /?{'a' * 1500} HTTP/1.1\r\nhost: t\r\n\r\n", 414, "uri_too_long"),
+        ("CONNECT example.org:443 HTTP/1.1\r\nhost: example.org\r\n\r\n", 501, "not_implemented"),
+        ("GET /x HTTP/1.1\r\n\r\n", 400, "invalid_request"),
+        ("GET http:///// HTTP/1.1\r\nhost: t\r\n\r\n", 400, "invalid_request"),
+    ],
+)
+async def test_heads_that_no_route_can_mean_are_refused_by_name(server, request_head, status, code):
+    async with Client(server) as client:
+        client.send(request_head)
+        got, headers, body = await client.response()
+        assert (got, json.loads(body)["error"]["code"], headers["connection"]) == (status, code, "close")
+        assert "callback" not in body.decode()
+
+
+async def test_old_clients_need_no_host(server):
+    server.route("GET", "/x", lambda exchange: exchange.respond(200, b"ok"))
+    async with Client(server) as client:
+        client.send("GET /x HTTP/1.0\r\n\r\n")
+        assert (await client.response())[0] == 200

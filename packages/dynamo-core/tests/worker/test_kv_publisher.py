@@ -10,7 +10,6 @@ import pytest
 
 from dynamo.protocols.hashing import seed_of, sequence_hashes
 from dynamo.protocols.kv_events import (
-    AllBlocksCleared,
     BlockRemoved,
     BlockStored,
     EngineKvEvents,
@@ -19,7 +18,9 @@ from dynamo.protocols.kv_events import (
     KvEventBatch,
     KvSnapshotRequest,
 )
+from dynamo.router.core.event_order import EventOrder, Verdict
 from dynamo.runtime.context import Context
+from dynamo.testing.engine_cache import EngineCache
 from dynamo.worker.kv_publisher import REPLAY_BATCHES, KvEventPublisher
 
 BLOCK = 4
@@ -100,6 +101,19 @@ def test_the_last_of_two_copies_counts(publisher, published):
     assert hashes_of(published[1].events[0]) == ours([1, 2, 3, 4])
 
 
+def test_a_hash_that_is_stored_again_with_other_content_leaves_no_ghost(publisher, published):
+    first, second = [1, 2, 3, 4], [5, 6, 7, 8]
+    publisher.take(EngineKvEvents([BlockStored([1], first, BLOCK), BlockStored([2], first, BLOCK)]))
+    publisher.take(EngineKvEvents([BlockStored([1], second, BLOCK)]))
+    assert len(published[1].events) == 1  # another copy of the first is left
+    publisher.take(EngineKvEvents([BlockStored([2], second, BLOCK)]))
+    removed, stored = published[2].events
+    assert (hashes_of(removed), hashes_of(stored)) == (ours(first), ours(second))
+    publisher.take(EngineKvEvents([BlockRemoved([1, 2])]))
+    assert [hashes_of(event) for event in published[3].events] == [ours(second)]
+    assert publisher.mirror(0).content() == []
+
+
 def test_ranks_have_numbers_of_their_own(publisher, published):
     for rank in (0, 1, 0):
         publisher.take(EngineKvEvents([BlockStored([rank], [1, 2, 3, rank], BLOCK)], dp_rank=rank))
@@ -136,50 +150,40 @@ async def test_a_gap_beyond_the_buffer_is_a_snapshot(publisher):
     assert len(index.blocks) == REPLAY_BATCHES + 5
 
 
+async def test_all_parts_of_a_snapshot_have_the_number_at_which_it_was_taken(publisher, published):
+    def store(number):
+        publisher.take(EngineKvEvents([BlockStored([number], [number] * 4, BLOCK)]))
+
+    for number in range(10_000):
+        store(number)
+    order, index, added = EventOrder(), Index(), 10_000
+    assert order.judge(published[-1]) is Verdict.ASK
+    async for part in publisher.snapshot(KvSnapshotRequest(0, 0, -1), Context("s")):
+        assert order.judge_answer(part) is Verdict.APPLY
+        index.apply(part)
+        store(added)  # the engine goes on while the parts are sent
+        assert order.judge(published[-1]) is Verdict.KEEP
+        added += 1
+    assert added > 10_001
+    for batch in order.answered():
+        index.apply(batch)
+    assert len(index.blocks) == added
+
+
 async def test_an_empty_cache_has_a_snapshot_too(publisher):
     (batch,) = await snapshot(publisher)
     assert batch.snapshot
     assert (batch.events, batch.sequence) == ([], -1)
 
 
-class Tree:
-    """An engine's cache: a tree of blocks that grows at any node and loses leaves, as engines evict."""
-
-    def __init__(self, rng):
-        self.rng = rng
-        self.nodes = {}
-
-    def step(self, opaque):
-        """One random change, as the event that an engine would send."""
-        kind = self.rng.random()
-        if not self.nodes or kind < 0.6:
-            return self._grow(opaque)
-        if kind < 0.998:
-            parents = {parent for _, _, parent in self.nodes.values()}
-            gone = self.rng.choice([node for node in self.nodes if node not in parents])
-            return BlockRemoved([gone], medium=self.nodes.pop(gone)[1])
-        self.nodes.clear()
-        return AllBlocksCleared()
-
-    def content(self):
-        return {(medium, ours(tokens)[-1]) for tokens, medium, _ in self.nodes.values()}
-
-    def _grow(self, opaque):
-        parent = self.rng.choice([None, *self.nodes])
-        above, medium, _ = self.nodes[parent] if parent is not None else ([], self.rng.choice(["device", "host"]), None)
-        tokens = [*above, *(self.rng.randrange(3) for _ in range(BLOCK))]
-        self.nodes[opaque] = (tokens, medium, parent)
-        return BlockStored([opaque], tokens[-BLOCK:], BLOCK, parent_hash=parent, medium=medium)
-
-
 async def test_random_lives_keep_listener_snapshot_and_truth_equal(publisher, published):
-    tree = Tree(random.Random(3))
-    for opaque in range(3000):
-        publisher.take(EngineKvEvents([tree.step(opaque)]))
+    cache = EngineCache(random.Random(3), BLOCK, media=("device", "host"))
+    for _ in range(3000):
+        publisher.take(EngineKvEvents([cache.step()]))
     assert [batch.sequence for batch in published] == list(range(len(published)))
     listener, fresh = Index(), Index()
     for batch in published:
         listener.apply(batch)
     for batch in await snapshot(publisher):
         fresh.apply(batch)
-    assert listener.blocks == fresh.blocks == tree.content()
+    assert listener.blocks == fresh.blocks == cache.content()

@@ -22,7 +22,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["HashState", "block_hashes", "extend", "seed_of", "sequence_hashes"]
+__all__ = ["HashState", "Uint64Array", "block_hashes", "extend", "seed_of", "sequence_hashes"]
 
 Uint64Array: TypeAlias = npt.NDArray[np.uint64]
 

@@ -152,6 +152,8 @@ class Usage(msgspec.Struct, omit_defaults=True, frozen=True):
     completion_tokens: int
     cached_tokens: int = 0
     """Prompt tokens whose KV blocks were reused."""
+    reasoning_tokens: int = 0
+    """Completion tokens that were reasoning; the frontend counts them, engines leave it out."""
 
 
 class LLMEngineOutput(msgspec.Struct, omit_defaults=True):

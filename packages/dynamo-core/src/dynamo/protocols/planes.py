@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 
@@ -19,6 +19,7 @@ from dynamo.protocols.context import RequestContext
 from dynamo.protocols.discovery import InstanceRecord
 
 __all__ = [
+    "ConnectingPlane",
     "Handler",
     "PlaneOptions",
     "PlaneServer",
@@ -64,6 +65,8 @@ class PlaneOptions(msgspec.Struct, frozen=True):
     keepalive_seconds: float = 2.0
     """Between pings; a peer that is silent for three of them counts as lost."""
     connect_timeout_seconds: float = 5.0
+    claim_seconds: float = 0.05
+    """How long a request waits for a worker that claims it, where the plane asks (`dynamo.protocols.claims`)."""
     namespace: str = "dynamo"
     """Logical deployment; planes with a broker keep deployments apart by it."""
     broker: BrokerOptions = BrokerOptions()
@@ -80,7 +83,10 @@ class StreamWriter(Protocol):
         ...
 
     def send(self, item: bytes) -> None:
-        """Queue one msgpack-encoded item; leaves with everything else of this event-loop pass in one frame."""
+        """Queue one msgpack-encoded item; leaves with everything else of this event-loop pass in one frame.
+
+        One that is longer than a frame may be fails the stream, with an error that nobody retries.
+        """
         ...
 
     def end(self) -> None:
@@ -104,7 +110,10 @@ class ResponseSink(Protocol):
     """Receives one stream. Exactly one of `on_end` and `on_error` is called, last."""
 
     def on_items(self, items: list[bytes]) -> None:
-        """New items of the stream, each msgpack-encoded, in order. Must not block or raise."""
+        """New items of the stream, each msgpack-encoded, in order. Must not block.
+
+        Should not raise: that ends the stream, the instance is told to stop, and `on_error` is called.
+        """
         ...
 
     def on_end(self) -> None:
@@ -189,4 +198,17 @@ class RequestPlane(Protocol):
 
     async def close(self) -> None:
         """Drop all connections. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class ConnectingPlane(Protocol):
+    """A `RequestPlane` that needs a broker, of which a process should know at its start. Optional."""
+
+    async def connect(self) -> None:
+        """Try the broker, before anything is sent or served. One that is away is waited for in the background.
+
+        Raises:
+            ConfigError: the broker refuses us.
+        """
         ...

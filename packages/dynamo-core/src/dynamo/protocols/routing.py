@@ -8,13 +8,15 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from dynamo.protocols.addressing import WorkerKey
+from dynamo.protocols.claims import Claim
 from dynamo.protocols.discovery import InstanceRecord
-from dynamo.protocols.hashing import HashState, block_hashes, extend, seed_of
+from dynamo.protocols.hashing import HashState, Uint64Array, block_hashes, extend, seed_of
 from dynamo.protocols.llm import DisaggregationMode, unpack_token_ids
 from dynamo.protocols.load import EngineLoad
 
 __all__ = [
     "CandidateView",
+    "LenientPicker",
     "PrefixHashes",
     "PromptHashes",
     "RouteListener",
@@ -42,13 +44,14 @@ class PrefixHashes:
     def __init__(self, end: int) -> None:
         self.end = end
         """Tokens of the prompt up to the end of the piece."""
-        self._kept: dict[tuple[int, int], tuple[list[int], HashState]] = {}
+        # Arrays: lists of so many numbers take five times the memory, and the garbage collector looks at each number.
+        self._kept: dict[tuple[int, int], tuple[Uint64Array, HashState]] = {}
 
-    def get(self, block_size: int, seed: int) -> tuple[list[int], HashState] | None:
+    def get(self, block_size: int, seed: int) -> tuple[Uint64Array, HashState] | None:
         """The hashes, and the state after the last of them; None: not known yet."""
         return self._kept.get((block_size, seed))
 
-    def keep(self, block_size: int, seed: int, hashes: list[int], state: HashState) -> None:
+    def keep(self, block_size: int, seed: int, hashes: Uint64Array, state: HashState) -> None:
         """Remember what :meth:`get` will give."""
         if len(self._kept) >= _KEPT_KINDS:
             self._kept.clear()
@@ -90,13 +93,12 @@ class PromptHashes:
             known = piece.get(block_size, seed)
             if known is None:
                 break
-            made += known[0]
+            made += known[0].tolist()
             state = known[1]
         else:
             piece = None
         tokens = unpack_token_ids(self._token_ids)[state.blocks * block_size :]
         hashes, values = extend(state, block_hashes(tokens, block_size))
-        new: list[int] = hashes.tolist()
         done = 0
         while piece is not None:
             # What was made in one go is divided among the pieces, so that each can be used without the ones behind it.
@@ -105,10 +107,11 @@ class PromptHashes:
                 after = HashState(int(values[ended - 1]), len(made) + ended)
             else:
                 after = HashState(int(values[done - 1]), len(made) + done) if done else state
-            piece.keep(block_size, seed, new[done:ended], after)
+            piece.keep(block_size, seed, hashes[done:ended].copy(), after)
             done = ended
             piece = next(pieces, None)
-        return made + new if made else new
+        made += hashes.tolist()
+        return made
 
 
 class RouterOverrides(msgspec.Struct, frozen=True):
@@ -143,6 +146,8 @@ class RouteRequest(msgspec.Struct, frozen=True):
     """Whose request it is: the name of an API key; empty where there are none."""
     ttft_target_seconds: float | None = None
     """When its first token should come, from its arrival on; None: the router's own target."""
+    claim: Claim | None = None
+    """A worker's offer to take it; for a `LenientPicker`, if the worker is among the candidates."""
 
 
 class CandidateView(Protocol):
@@ -230,4 +235,14 @@ class SeededPicker(Protocol):
 
     def seed(self, value: int) -> None:
         """Begin anew with the numbers that belong to `value`."""
+        ...
+
+
+@runtime_checkable
+class LenientPicker(Protocol):
+    """A picker to which one candidate is as good as another, and that takes who offers itself. Optional."""
+
+    @property
+    def lenient(self) -> bool:
+        """Whether workers should be asked, which costs a round trip; :meth:`pick` then honours `RouteRequest.claim`."""
         ...

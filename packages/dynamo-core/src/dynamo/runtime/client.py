@@ -13,7 +13,7 @@ from dynamo.errors import DynamoError, NoInstances
 from dynamo.protocols.addressing import EndpointAddress
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.discovery import InstanceRecord
-from dynamo.protocols.planes import RequestPlane
+from dynamo.protocols.planes import PlaneStream, RequestPlane
 from dynamo.runtime.instances import Instances
 
 __all__ = ["EndpointClient", "encode_request", "stream_items"]
@@ -22,14 +22,33 @@ __all__ = ["EndpointClient", "encode_request", "stream_items"]
 encode_request = msgspec.msgpack.Encoder().encode
 
 
+#: Items that may wait for a slow reader; what is under way when the instance is held back comes on top.
+_WAITING_ITEMS = 256
+
+
 class _QueueSink:
-    """A response sink that feeds an iterator."""
+    """A response sink that feeds an iterator, and holds the instance back while its reader is behind."""
 
     def __init__(self) -> None:
         self.queue: asyncio.Queue[list[bytes] | DynamoError | None] = asyncio.Queue()
+        self.stream: PlaneStream | None = None
+        self._waiting = 0
+        self._paused = False
 
     def on_items(self, items: list[bytes]) -> None:
         self.queue.put_nowait(items)
+        self._waiting += len(items)
+        if self._waiting >= _WAITING_ITEMS and not self._paused and self.stream is not None:
+            self._paused = True
+            self.stream.pause()
+
+    def taken(self, items: int) -> None:
+        """The reader is done with `items`."""
+        self._waiting -= items
+        # Half is left to read while more comes.
+        if self._paused and self._waiting <= _WAITING_ITEMS // 2 and self.stream is not None:
+            self._paused = False
+            self.stream.resume()
 
     def on_end(self) -> None:
         self.queue.put_nowait(None)
@@ -41,7 +60,7 @@ class _QueueSink:
 async def stream_items(
     plane: RequestPlane, instance: InstanceRecord, payload: bytes, context: RequestContext, item_type: Any = Any
 ) -> AsyncIterator[Any]:
-    """Items of one request to one instance, decoded as `item_type`.
+    """Items of one request to one instance, decoded as `item_type`. A slow reader holds the instance back.
 
     Leaving the iterator early cancels the request.
 
@@ -50,7 +69,7 @@ async def stream_items(
     """
     decode = msgspec.msgpack.Decoder(item_type).decode
     sink = _QueueSink()
-    stream = plane.send(instance, payload, sink, context)
+    stream = sink.stream = plane.send(instance, payload, sink, context)
     ended = False
     try:
         while True:
@@ -62,6 +81,7 @@ async def stream_items(
                 return
             for item in batch:
                 yield decode(item)
+            sink.taken(len(batch))
     finally:
         if not ended:
             stream.cancel()

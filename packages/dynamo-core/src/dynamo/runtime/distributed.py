@@ -15,12 +15,14 @@ from typing import Any, Literal
 from prometheus_client import CollectorRegistry
 from typing_extensions import Self
 
+from dynamo.config.variables import misspelt_variables
 from dynamo.errors import ConfigError, DynamoError, PluginError
 from dynamo.protocols.addressing import EndpointAddress, InstanceId, new_instance_id
+from dynamo.protocols.claims import ClaimingServer
 from dynamo.protocols.discovery import Discovery, InstanceRecord
 from dynamo.protocols.event_plane import EventPlane, EventPlaneOptions
 from dynamo.protocols.model_card import ModelDeploymentCard
-from dynamo.protocols.planes import Handler, PlaneOptions, PlaneServer, RequestPlane
+from dynamo.protocols.planes import ConnectingPlane, Handler, PlaneOptions, PlaneServer, RequestPlane
 from dynamo.runtime.client import EndpointClient
 from dynamo.runtime.discovery import create_discovery
 from dynamo.runtime.event_plane import create_event_plane
@@ -70,6 +72,7 @@ class DistributedRuntime:
         self._plane_server: PlaneServer | None = None
         self._event_transports: dict[str, str] = {}
         self._records: list[InstanceRecord] = []
+        self._has_room: dict[EndpointAddress, Callable[[], bool]] = {}
 
     async def __aenter__(self) -> Self:
         try:
@@ -83,14 +86,17 @@ class DistributedRuntime:
         await self.close()
 
     async def start(self) -> None:
-        """Connect to discovery and open the system port.
+        """Connect to discovery and to the planes' brokers, and open the system port.
 
         Raises:
+            ConfigError: a broker refuses us.
             DiscoveryError: the backend cannot be reached.
             CannotConnect: the system port is taken.
         """
         await self.discovery.start()
         await self._start_events()
+        if isinstance(self.request_plane, ConnectingPlane):
+            await self.request_plane.connect()
         self.instances.start()
         if self.settings.system_port >= 0:
             self.system_server = await serve_system_port(
@@ -105,8 +111,11 @@ class DistributedRuntime:
         card: ModelDeploymentCard | None = None,
         metadata: Mapping[str, str] | None = None,
         announce: bool = True,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> InstanceRecord:
         """Serve `address` with `handler`, and announce it unless told otherwise.
+
+        While `has_room` is false no request is claimed (`dynamo.protocols.claims`); those that come are served.
 
         Raises:
             CannotConnect: no port can be bound.
@@ -114,6 +123,7 @@ class DistributedRuntime:
         """
         server = await self._listen()
         server.add_handler(f"{address.component}.{address.endpoint}", handler)
+        self._has_room[address] = has_room
         record = InstanceRecord(
             *address,
             instance_id=self.instance_id,
@@ -127,9 +137,14 @@ class DistributedRuntime:
 
     async def announce(self, record: InstanceRecord) -> None:
         """Publish or update `record`."""
+        claiming = self._claiming_server()
+        if claiming is not None:
+            record = claiming.offer(record)
         await self.discovery.register(record)
         self.health.require("endpoints", lambda: None if self._records else "withdrawn")
         self._records = [known for known in self._records if known.address != record.address] + [record]
+        if claiming is not None:
+            await claiming.join(record, self._has_room.get(record.address, lambda: True))
 
     async def announce_publisher(self, address: EndpointAddress) -> None:
         """Let others know that this process publishes events, although it serves no request at `address`.
@@ -143,6 +158,9 @@ class DistributedRuntime:
 
     async def withdraw(self) -> None:
         """Take this process out of discovery: no new requests are routed to it."""
+        claiming = self._claiming_server()
+        if claiming is not None:
+            await claiming.leave()
         records, self._records = self._records, []
         for record in records:
             try:
@@ -193,6 +211,10 @@ class DistributedRuntime:
 
         self.instances.listen(follow)
 
+    def _claiming_server(self) -> ClaimingServer | None:
+        server: object = self._plane_server  # as a union with None, mypy sees no class that is both
+        return server if isinstance(server, ClaimingServer) else None
+
     async def _listen(self) -> PlaneServer:
         if self._plane_server is None:
             self._plane_server = await self.request_plane.serve(self.instance_id)
@@ -205,7 +227,9 @@ def config_errors_end_the_process() -> Iterator[None]:
     try:
         yield
     except DynamoError as error:
-        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        # What is missing may be there under a wrong name.
+        for line in (*misspelt_variables(os.environ), f"Error: {error}"):
+            print(line, file=sys.stderr)  # noqa: T201
         sys.exit(EXIT_CONFIG)
 
 
@@ -219,6 +243,8 @@ def run_process(
     SIGTERM and SIGINT set ``runtime.stopping``; a second one ends the process at once.
     """
     configure_logging(settings.log_level, settings.log_format)
+    for sentence in misspelt_variables(os.environ):
+        logger.warning("%s", sentence)
     try:
         _run_loop(_main(settings, body, service))
     except DynamoError as error:

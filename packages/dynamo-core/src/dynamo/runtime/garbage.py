@@ -1,4 +1,4 @@
-"""How often a process looks for garbage in cycles. Frontends and workers call it once, when all is loaded.
+"""How often a process looks for garbage in cycles. Frontends, routers and workers call it once, when all is loaded.
 
 Python looks after every 700 objects that were made and not yet freed, and a few streams hold that many; every so often
 it looks through all that there is, modules and tables included. In a frontend that was 8 % of a request's CPU and

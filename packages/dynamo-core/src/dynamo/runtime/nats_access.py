@@ -14,7 +14,7 @@ from dynamo.runtime.hosts import host_of, is_local
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
-__all__ = ["abort", "check_secret", "client_class", "client_errors", "connect_arguments", "is_loss"]
+__all__ = ["abort", "check_secret", "client_class", "client_errors", "connect_arguments", "is_loss", "refusal"]
 
 
 def check_secret(broker: BrokerOptions, secret: bytes, *, insecure: bool) -> None:
@@ -60,6 +60,35 @@ def abort(client: Client) -> None:
     writer = getattr(getattr(client, "_transport", None), "_io_writer", None)
     if writer is not None:
         writer.transport.abort()
+
+
+async def refusal(broker: BrokerOptions, server: str, timeout_seconds: float) -> str:
+    """Why `server` does not let this process in; empty if it does.
+
+    Raises:
+        PluginError: the client library is not installed.
+        ConfigError: a certificate file or a credentials file cannot be used.
+    """
+    client, reasons = client_class()(), [""]
+
+    async def failed(error: Exception) -> None:
+        reasons.append(str(error) or type(error).__name__)
+
+    connecting = client.connect(
+        [server],
+        allow_reconnect=False,
+        max_reconnect_attempts=1,
+        error_cb=failed,
+        verbose=True,  # else a reset can overtake the reason
+        **connect_arguments(broker),
+    )
+    try:
+        await asyncio.wait_for(connecting, timeout_seconds)
+    except client_errors() as error:
+        return reasons[-1] or str(error) or f"no answer within {timeout_seconds:g} s"
+    finally:
+        abort(client)
+    return ""
 
 
 def is_loss(error: Exception) -> bool:

@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from dynamo.errors import ConfigError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.aio.msg import Msg
 
-__all__ = ["NatsLink", "Receiver"]
+__all__ = ["NatsLink", "Receiver", "Subscription"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,23 @@ _SILENT_INTERVALS = 3
 
 #: Gets one message; must not block or raise.
 Receiver: TypeAlias = Callable[["Msg"], object]
+
+
+class Subscription:
+    """What a `NatsLink` subscribes to on every connection; of all with one `queue`, in any process, one gets each."""
+
+    def __init__(self, subject: str, receive: Receiver, queue: str = "") -> None:
+        self.subject = subject
+        self.receive = receive
+        self.queue = queue
+        self.client: Client | None = None
+        """The connection that knows it, or the last one that did."""
+        self.there: Any = None
+        """The client library's object for it on that connection; its methods have no types."""
+
+    async def deliver(self, message: Msg) -> None:
+        """The client library's callback."""
+        self.receive(message)
 
 
 class NatsLink:
@@ -76,7 +93,7 @@ class NatsLink:
         self._keep_messages = keep_messages
         self._on_up = on_up
         self._on_down = on_down
-        self._subscriptions: list[tuple[str, Receiver]] = []
+        self._subscriptions: list[Subscription] = []
         self._outbox = Outbox(keep_messages, on_pressure)
         self._client: Client | None = None
         self._tried = asyncio.Event()
@@ -132,17 +149,35 @@ class NatsLink:
             await asyncio.wait_for(self._connected.wait(), seconds)
         return self.connected
 
-    def add_subscription(self, subject: str, receive: Receiver) -> None:
+    def add_subscription(self, subject: str, receive: Receiver, queue: str = "") -> Subscription:
         """Give every message on `subject` to `receive`, from the next connection on."""
-        self._subscriptions.append((subject, receive))
+        subscription = Subscription(subject, receive, queue)
+        self._subscriptions.append(subscription)
+        return subscription
 
     async def subscribe(self, subject: str, receive: Receiver) -> None:
         """Give every message on `subject` to `receive` from now on."""
-        self.add_subscription(subject, receive)
-        if self._client is not None:
-            with contextlib.suppress(*client_errors()):  # the next connection subscribes anew
-                await self._subscribe(self._client, subject, receive)
-                await self._settle(self._client)
+        await self.begin([self.add_subscription(subject, receive)])
+
+    async def begin(self, subscriptions: Sequence[Subscription]) -> None:
+        """Have what was added start now; without a connection, with the next one."""
+        client = self._client
+        if client is None:
+            return
+        with contextlib.suppress(*client_errors()):  # the next connection subscribes anew
+            for subscription in subscriptions:
+                await self._subscribe(client, subscription)
+            await self._settle(client)
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """Give no more messages to it, once those on their way have come. Idempotent; takes a second at most."""
+        if subscription not in self._subscriptions:
+            return
+        self._subscriptions.remove(subscription)
+        if self._client is not None and subscription.there is not None:
+            with contextlib.suppress(*client_errors()):  # a lost connection has no subscriptions
+                # The library's `unsubscribe` would drop what the server sends before it knows.
+                await self._within(subscription.there.drain(), _CLOSE_SECONDS)
 
     def publish(self, subject: str, payload: bytes, reply: str = "") -> None:
         """Send when the socket takes it. `payload` is at most `max_payload` long."""
@@ -240,8 +275,8 @@ class NatsLink:
         try:
             if self._on_up is not None:
                 await self._on_up(client)
-            for subject, receive in self._subscriptions:
-                await self._subscribe(client, subject, receive)
+            while missing := [known for known in self._subscriptions if known.client is not client]:
+                await self._subscribe(client, missing[0])
             # Nothing is awaited since the last look at the list: from here on `subscribe` itself tells the server.
             self._client = client
             await self._settle(client)
@@ -288,11 +323,11 @@ class NatsLink:
                 self._unconfirmed_bytes = 0
                 await client.flush(self._flush_seconds)
 
-    async def _subscribe(self, client: Client, subject: str, receive: Receiver) -> None:
-        async def deliver(message: Msg) -> None:
-            receive(message)
-
-        await client.subscribe(subject, cb=deliver)
+    async def _subscribe(self, client: Client, subscription: Subscription) -> None:
+        subscription.client = client
+        subscription.there = await client.subscribe(
+            subscription.subject, queue=subscription.queue, cb=subscription.deliver
+        )
 
     async def _settle(self, client: Client) -> None:
         """Wait until the server knows the subscriptions."""

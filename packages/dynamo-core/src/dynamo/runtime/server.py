@@ -77,9 +77,9 @@ async def _pump(items: AsyncIterator[Any], context: RequestContext, writer: Stre
             writer.end()
         else:
             writer.fail(EngineShutdown(f"request {context.request_id} was given up by the process that served it"))
-    except Exception as error:
+    except Exception:
         logger.exception("request %s failed", context.request_id, extra={"request_id": context.request_id})
-        writer.fail(EngineError(f"{type(error).__name__}: {error}"))
+        writer.fail(EngineError("internal error; the worker's log has the details"))
 
 
 async def _writable(writer: StreamWriter) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dynamo.config import settings_from_flags, settings_options
+from dynamo.config import Settings, settings_from_flags, settings_options
 from dynamo.plugins import plugins
 from dynamo.protocols.engine import EngineOptions
 from dynamo.runtime.distributed import DistributedRuntime, config_errors_end_the_process, run_process
@@ -20,10 +20,33 @@ from dynamo.worker.settings import WorkerSettings
 __all__ = ["run"]
 
 
-def run(backend: str | None, argv: Sequence[str] | None) -> None:
-    """Parse the command line and host the engine until the process is told to stop."""
+class _WorkerCommand(click.Command):
+    """Shows the flags of its engine beside its own, which are all that it parses."""
+
+    engine_settings: type[Settings] | None = None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See `click.Command.format_options`."""
+        if self.engine_settings is not None:
+
+            @click.command()
+            @settings_options(self.engine_settings)
+            def engine(**_flags: Any) -> None:
+                """Only looked at, never run."""
+
+            with formatter.section("Flags of the engine"):
+                formatter.write_dl([row for flag in engine.params if (row := flag.get_help_record(ctx))])
+        super().format_options(ctx, formatter)
+
+
+def run(backend: str | None, argv: Sequence[str] | None, engine_settings: type[Settings] | None = None) -> None:
+    """Parse the command line and host the engine until the process is told to stop.
+
+    ``--help`` shows the flags of `engine_settings` too.
+    """
 
     @click.command(
+        cls=_WorkerCommand,
         context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True},
         help="Host one engine as a worker. Flags that are not listed here go to the engine.",
     )
@@ -32,6 +55,7 @@ def run(backend: str | None, argv: Sequence[str] | None) -> None:
     def command(engine_args: tuple[str, ...], **flags: Any) -> None:
         _serve(str(flags.pop("backend_name", None) or backend), engine_args, flags)
 
+    command.engine_settings = engine_settings
     if backend is None:
         command = click.option(
             "--backend", "backend_name", required=True, help="Name of an installed engine; see `dynamo plugins`."

@@ -106,7 +106,7 @@ class Worker:
         if context.cancelled:
             # The abort would come before the engine knows the request, and so to nothing.
             raise Cancelled(f"request {request.request_id} was cancelled before it began")
-        if self._running >= self._settings.engine_request_limit:
+        if not self._has_room():
             raise Overloaded(f"this worker has {self._running} requests, its limit", retry_after_seconds=1)
         if request.lora is not None and self._loras is not None and not self._loras.holds(request.lora):
             # Frontends hear of an unloaded adapter a moment later; till then another worker may have it.
@@ -138,6 +138,9 @@ class Worker:
         if not finished:
             raise StreamIncomplete(f"engine {self._backend} ended request {request.request_id} without a finish reason")
 
+    def _has_room(self) -> bool:
+        return self._running < self._settings.engine_request_limit
+
     async def _start_or_stop(self) -> EngineConfig | None:
         """Start the engine; None if the process was told to stop meanwhile."""
         start = asyncio.ensure_future(self._engine.start())
@@ -160,7 +163,7 @@ class Worker:
             await runtime.serve_endpoint(artifacts, iterator_handler(files.serve, ArtifactRequest), announce=False)
         await self._publish(config)
         record = await runtime.serve_endpoint(
-            self._address, iterator_handler(self.generate, PreprocessedRequest), card=card
+            self._address, iterator_handler(self.generate, PreprocessedRequest), card=card, has_room=self._has_room
         )
         if self._loras is not None:
             self._open_loras(self._loras, record, card)

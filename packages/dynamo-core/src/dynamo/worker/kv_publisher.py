@@ -47,7 +47,7 @@ class KvEventPublisher:
         if not translated:
             return
         mirror.sequence += 1
-        batch = self._batch(engine_events.dp_rank, mirror, translated)
+        batch = self._batch(engine_events.dp_rank, mirror.sequence, translated)
         mirror.recent.append(batch)
         self._publish(_encode(batch))
 
@@ -64,18 +64,19 @@ class KvEventPublisher:
                 if batch.sequence > request.after and not context.cancelled:
                     yield batch
             return
-        content = mirror.content()
+        # What the engine does while the parts are sent is published under later numbers.
+        content, sequence = mirror.content(), mirror.sequence
         # The first part replaces what the listener knows, the others add to it; all are valid at one number.
         for start in range(0, max(1, len(content)), _SNAPSHOT_RUNS):
             if context.cancelled:
                 return
             part = list(content[start : start + _SNAPSHOT_RUNS])
-            yield self._batch(request.dp_rank, mirror, part, snapshot=start == 0)
+            yield self._batch(request.dp_rank, sequence, part, snapshot=start == 0)
 
     def _batch(
         self,
         dp_rank: int,
-        mirror: RankMirror,
+        sequence: int,
         events: Sequence[RouterKvEvent],
         *,
         snapshot: bool = False,
@@ -84,7 +85,7 @@ class KvEventPublisher:
             self._instance_id,
             dp_rank,
             self.epoch,
-            mirror.sequence,
+            sequence,
             self._block_size,
             list(events),
             self._model,

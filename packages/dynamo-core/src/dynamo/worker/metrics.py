@@ -36,9 +36,8 @@ class WorkerMetrics:
         self._cancelled = Counter(
             "dynamo_component_cancellation", "Requests that the caller cancelled.", _LABELS, registry=registry
         ).labels(*labels)
-        self._tokens = Counter(
-            "dynamo_component_output_tokens", "Tokens generated.", _LABELS, registry=registry
-        ).labels(*labels)
+        self._tokens = _TokenCollector(labels)
+        registry.register(self._tokens)
         if isinstance(engine, LoadSource):
             registry.register(_LoadCollector(engine, labels))
         if isinstance(engine, MetricsSource):
@@ -46,13 +45,27 @@ class WorkerMetrics:
 
     def count_output(self, output: LLMEngineOutput) -> None:
         """One output left the engine."""
-        self._tokens.inc(len(output.token_ids))
+        self._tokens.generated += len(output.token_ids)
 
     def count_request(self, *, cancelled: bool) -> None:
         """One request ended."""
         self._requests.inc()
         if cancelled:
             self._cancelled.inc()
+
+
+class _TokenCollector(Collector):
+    """A plain number until somebody scrapes: it changes with every token."""
+
+    def __init__(self, labels: list[str]) -> None:
+        self._labels = labels
+        self.generated = 0
+
+    def collect(self) -> Iterable[Metric]:
+        """Called by the registry at each scrape."""
+        counter = CounterMetricFamily("dynamo_component_output_tokens", "Tokens generated.", labels=_LABELS)
+        counter.add_metric(self._labels, self.generated)
+        yield counter
 
 
 class _LoadCollector(Collector):

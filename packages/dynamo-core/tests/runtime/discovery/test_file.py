@@ -1,11 +1,13 @@
 """FileDiscovery with real files: modes, bad neighbours, and a directory that goes away."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import shutil
 import stat
+import subprocess
 import time
 
 import pytest
@@ -17,6 +19,20 @@ from dynamo.runtime.discovery.file import FileDiscovery
 @pytest.fixture
 def directory(tmp_path):
     return tmp_path / "state" / "discovery"
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k,mode=700", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody mount")
+    try:
+        with contextlib.suppress(OSError), (tmp_path / "filler").open("wb", 0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        yield tmp_path
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 async def test_files_and_directories_are_private(file_discovery, directory, record):
@@ -41,6 +57,17 @@ async def test_use_after_close_says_so(file_discovery, record):
     await discovery.close()
     with pytest.raises(DiscoveryError, match="closed"):
         await discovery.register(record(1))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+async def test_a_full_disk_says_what_to_do(full_disk, record):
+    discovery = FileDiscovery(f"file://{full_disk}")
+    await discovery.start()
+    with pytest.raises(DiscoveryError, match="No space left on device") as caught:
+        await discovery.register(record(1))
+    assert "make room on its disk" in caught.value.hint
+    assert "DYN_STATE_DIR" in caught.value.hint
+    await discovery.close()
 
 
 async def test_refuses_a_directory_that_others_can_write_to(tmp_path):

@@ -70,6 +70,50 @@ def test_a_heartbeat_renews(scanner, clock, put):
         assert ids(scanner.scan()) == [1]
 
 
+def test_a_heartbeat_that_is_seen_late_counts_from_when_it_was_made(scanner, clock, put):
+    path, _ = put(1)
+    scanner.scan()
+    clock.now += 8
+    os.utime(path, (time.time() - 3,) * 2)
+    assert ids(scanner.scan()) == [1]
+    clock.now += 6
+    assert ids(scanner.scan()) == [1]
+    clock.now += 1.5
+    assert ids(scanner.scan()) == []
+
+
+def test_a_heartbeat_of_a_clock_that_jumped_counts_from_the_look_before_it(scanner, clock, put):
+    path, _ = put(1)
+    scanner.scan()
+    for jump in range(5):
+        clock.now += 8
+        os.utime(path, (time.time() - 1e6 + jump,) * 2)
+        scanner.scan()
+        clock.now += 1.5
+        assert ids(scanner.scan()) == [1]
+
+
+def test_the_next_scan_is_due_with_the_next_heartbeat_or_the_end_of_a_lease(scanner, clock, put):
+    put(1, seconds=8)
+    scanner.scan()
+    assert scanner.due_seconds == pytest.approx(2)
+    clock.now += 7
+    scanner.scan()
+    assert scanner.due_seconds == pytest.approx(1)
+
+
+def test_who_is_asked_about_and_whether_other_hosts_take_part(scanner, put):
+    put(1)
+    parent = os.getppid()
+    put(2, pid=parent, start=process.process_start(parent))
+    scanner.scan()
+    assert scanner.owners == {(parent, process.process_start(parent))}
+    assert scanner.only_local
+    put(3, host="elsewhere")
+    scanner.scan()
+    assert not scanner.only_local
+
+
 def test_touch_refuses_another_file(put):
     path, written = put(1)
     _, newer = put(1)

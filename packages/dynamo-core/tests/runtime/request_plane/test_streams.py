@@ -8,11 +8,22 @@ import time
 
 import pytest
 
-from dynamo.errors import CannotConnect, Disconnected, Draining, EngineError, InvalidRequest, ResponseTimeout
+from dynamo.errors import (
+    CannotConnect,
+    Disconnected,
+    Draining,
+    DynamoError,
+    EngineError,
+    InvalidRequest,
+    RequestTooLarge,
+    ResponseTimeout,
+    Retry,
+)
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.runtime.client import stream_items
 from dynamo.runtime.context import Context
 from dynamo.runtime.request_plane.client import WINDOW_ITEMS
+from dynamo.runtime.request_plane.frames import ITEM_OVERHEAD_BYTES
 from dynamo.runtime.server import iterator_handler
 
 TIMEOUT = 10.0
@@ -75,18 +86,173 @@ async def test_a_burst_of_items_above_the_frame_limit_arrives_in_several_frames(
     assert [item[0] for item in sink.items] == list(range(50))
 
 
-async def test_an_item_above_the_frame_limit_drops_the_connection(make_pair, caplog):
+@pytest.mark.parametrize("excess", [-ITEM_OVERHEAD_BYTES, 1 - ITEM_OVERHEAD_BYTES, 1 << 20], ids=["fits", "1", "1 MiB"])
+async def test_an_item_above_the_frame_limit_fails_its_stream_only(make_pair, caplog, excess):
     pair = await make_pair(max_frame_bytes=1 << 20)
+    contexts = []
 
     def burst(payload, context, writer):
-        writer.send(bytes(2 << 20))
-        writer.end()
+        contexts.append(context)
+        writer.send(b"before")
+        if payload == b"large":
+            writer.send(bytes((1 << 20) + excess))
+        else:
+            context.on_cancel(writer.end)
 
     pair.serve(burst)
+    other, other_stream = pair.send(b"small")
+    sink, stream = pair.send(b"large", Context("huge-1"))
+    if excess == -ITEM_OVERHEAD_BYTES:
+        await asyncio.wait_for(_items(sink, 2), TIMEOUT)
+        stream.cancel()
+    else:
+        await sink.wait()
+        assert isinstance(sink.error, EngineError)
+        assert sink.error.retry is Retry.NEVER
+        assert sink.items == [b"before"]
+        assert "request huge-1: the answer has an item of" in caplog.text
+        assert contexts[1].cancelled
+    await other.begin()
+    assert not other.ended.is_set()
+    other_stream.cancel()
+    await other.wait()
+    assert (other.items, other.error) == ([b"before"], None)
+
+
+async def _items(sink, count):
+    while len(sink.items) < count:
+        sink.arrived.clear()
+        await sink.arrived.wait()
+
+
+@pytest.mark.parametrize("size", [(1 << 20) - 256, 1 << 20, 2 << 20], ids=["fits", "1 MiB", "2 MiB"])
+async def test_a_request_above_the_frame_limit_fails_alone(make_pair, size):
+    pair = await make_pair(max_frame_bytes=1 << 20)
+
+    def handler(payload, context, writer):
+        writer.send(b"x")
+        if payload == b"small":
+            context.on_cancel(writer.end)
+        else:
+            writer.end()
+
+    pair.serve(handler)
+    other, other_stream = pair.send(b"small")
+    await other.begin()
+    sink, _ = pair.send(bytes(size))
+    await sink.wait()
+    if size < 1 << 20:
+        assert (sink.items, sink.error) == ([b"x"], None)
+    else:
+        assert isinstance(sink.error, RequestTooLarge)
+        assert sink.error.retry is Retry.NEVER
+    assert not other.ended.is_set()
+    other_stream.cancel()
+    await other.wait()
+    assert other.error is None
+
+
+class Breaking:
+    """A sink with a mistake in `method`."""
+
+    def __init__(self, method):
+        self._method = method
+        self.told = []
+        self.broke = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    def on_items(self, items):
+        self._take("on_items")
+
+    def on_end(self):
+        self._take("on_end")
+
+    def on_error(self, error):
+        self._take(error)
+        self.ended.set()
+
+    def _take(self, what):
+        self.told.append(what)
+        if what == self._method or (self._method == "on_error" and isinstance(what, DynamoError)):
+            self.broke.set()
+            raise KeyError("a reader's mistake")
+
+
+@pytest.mark.parametrize("method", ["on_items", "on_end", "on_error"])
+async def test_a_reader_that_raises_loses_its_own_stream_only(pair, caplog, method):
+    cancelled = []
+
+    def handler(payload, context, writer):
+        context.on_cancel(lambda: cancelled.append(context.request_id))
+        context.on_cancel(writer.end)
+        writer.send(b"x")
+        if payload == b"on_end":
+            writer.end()
+        elif payload == b"on_error":
+            writer.fail(InvalidRequest("no"))
+
+    pair.serve(handler)
+    other, other_stream = pair.send(b"other")
+    sink = Breaking(method)
+    pair.asking.send(pair.record, method.encode(), sink, Context("broken-1"))
+    await asyncio.wait_for(sink.broke.wait(), TIMEOUT)
+    if method != "on_error":
+        await asyncio.wait_for(sink.ended.wait(), TIMEOUT)
+        assert isinstance(sink.told[-1], EngineError)
+        assert sink.told[-1].retry is Retry.NEVER
+    assert len([told for told in sink.told if isinstance(told, DynamoError)]) == 1
+    assert caplog.text.count("KeyError: ") == 1
+    assert "the reader of request broken-1 failed" in caplog.text
+    again, again_stream = pair.send(b"again")
+    await again.begin()
+    assert cancelled == (["broken-1"] if method == "on_items" else [])
+    assert not other.ended.is_set()
+    for stream in (other_stream, again_stream):
+        stream.cancel()
+    await other.wait()
+    assert (other.items, other.error) == ([b"x"], None)
+    assert len(pair.server.connections) == 1
+    assert "dropping connection" not in caplog.text
+
+
+async def test_every_reader_is_told_of_a_lost_connection_although_one_raises(pair, caplog):
+    pair.serve(lambda payload, context, writer: writer.send(b"x"))
+    before, _ = pair.send()
+    broken = Breaking("on_error")
+    pair.asking.send(pair.record, b"x", broken, Context("broken-2"))
+    after, _ = pair.send()
+    await after.begin()
+    for connection in list(pair.server.connections):
+        connection.close()
+    await before.wait()
+    await after.wait()
+    assert broken.broke.is_set()
+    assert isinstance(before.error, Disconnected)
+    assert isinstance(after.error, Disconnected)
+    assert "the reader of request broken-2 failed" in caplog.text
+
+
+async def test_a_handler_that_raises_when_it_may_write_again_fails_its_stream_only(pair, caplog):
+    def handler(payload, context, writer):
+        if payload == b"other":
+            context.on_cancel(writer.end)
+            writer.send(b"x")
+            return
+        while writer.writable:
+            writer.send(b"x")
+        writer.on_writable(lambda: 1 // 0)
+
+    pair.serve(handler)
+    other, other_stream = pair.send(b"other")
     sink, _ = pair.send()
     await sink.wait()
-    assert isinstance(sink.error, Disconnected)
-    assert "the frame limit is 1048576" in caplog.text
+    assert isinstance(sink.error, EngineError)
+    assert "ZeroDivisionError" in caplog.text
+    assert "ZeroDivision" not in sink.error.message
+    assert not other.ended.is_set()
+    other_stream.cancel()
+    await other.wait()
+    assert other.error is None
 
 
 async def test_a_handler_error_arrives_with_its_class_and_fields(pair):
@@ -115,7 +281,8 @@ async def test_a_foreign_exception_is_an_engine_error_and_spares_the_connection(
         sink, _ = pair.send(b"\xc0")
         await sink.wait()
     assert isinstance(sink.error, EngineError)
-    assert "ZeroDivisionError: oops" in sink.error.message
+    assert sink.error.message == "internal error; the worker's log has the details"
+    assert "ZeroDivisionError: oops" in caplog.text
     pair.serve(iterator_handler(count, int))
     again, _ = pair.send(b"\x02")
     await again.wait()

@@ -1,7 +1,7 @@
 """Discovery between the processes of one machine, through a directory: what ``dynamo serve`` uses.
 
-Each process writes its records as lease files and renews them; each watcher reads the directory a few times a second.
-No server is needed, and a killed process is noticed as soon as the directory is read again.
+Each process writes its records as lease files and renews them; each watcher looks a few times a second whether anything
+has changed. No server is needed, and a killed process is noticed at the next look.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+import threading
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ from dynamo.runtime.discovery.lease_file import (
     write_lease,
 )
 from dynamo.runtime.discovery.scan import LeaseScanner
+from dynamo.runtime.discovery.waiting import Wait
 
 __all__ = ["FileDiscovery"]
 
@@ -42,6 +45,8 @@ T = TypeVar("T")
 #: A heartbeat that failed is tried again this soon.
 _RETRY_SECONDS = 0.5
 _CLOSE_SECONDS = 5.0
+_ELSEWHERE = "choose a directory with DYN_STATE_DIR or --discovery-backend file:///directory"
+_FULL = f"make room on its disk (`df -h` and `df -i` show it), or {_ELSEWHERE}"
 
 
 class FileDiscovery:
@@ -59,11 +64,14 @@ class FileDiscovery:
         # heartbeats do not wait behind other users of the loop's own pool.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="dynamo-discovery")
         self._scanner = LeaseScanner(self._directory)
+        #: Of the scanner: `list` uses it on the thread above, watches on one that polls.
+        self._scanning = threading.Lock()
         self._hub = RecordHub()
         self._last_known: dict[RecordKey, InstanceRecord] | None = None
         #: Touched on the thread only.
         self._own: dict[str, _OwnLease] = {}
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._renewing: asyncio.Task[None] | None = None
+        self._polling: tuple[threading.Thread, Wait] | None = None
         self._closing = asyncio.Event()
         self._closed = False
 
@@ -87,7 +95,8 @@ class FileDiscovery:
             self._own[name] = _OwnLease(data, write_lease(self._directory, name, data))
 
         await self._on_thread(write)
-        self._ensure("heartbeat", self._keep_renewing)
+        if self._renewing is None and not self._closing.is_set():
+            self._renewing = asyncio.create_task(self._keep_renewing(), name="discovery heartbeat")
 
     async def unregister(self, record: InstanceRecord) -> None:
         """See `Discovery.unregister`."""
@@ -102,16 +111,19 @@ class FileDiscovery:
             DiscoveryError: it cannot be read, and never was.
         """
         try:
-            records = await self._scan()
+            await self._on_thread(self._scan)
         except DiscoveryError:
             if self._last_known is None:
                 raise
-            records = self._last_known
-        return [*in_namespace(records, namespace).values()]
+        return [*in_namespace(self._last_known or {}, namespace).values()]
 
     async def watch(self, namespace: str | None = None) -> AsyncIterator[DiscoveryEvent]:
         """See `Discovery.watch`; ends when this instance is closed."""
-        self._ensure("poll", self._keep_polling)
+        if self._polling is None and not self._closing.is_set():
+            arguments = asyncio.get_running_loop(), Wait()
+            thread = threading.Thread(target=self._poll, args=arguments, name="dynamo-discovery-poll", daemon=True)
+            self._polling = thread, arguments[1]
+            thread.start()
         async for event in self._hub.watch(namespace, self._closing.is_set):
             yield event
 
@@ -121,8 +133,14 @@ class FileDiscovery:
             return
         self._closing.set()
         self._hub.wake()
-        if self._tasks:
-            await asyncio.wait(self._tasks.values(), timeout=_CLOSE_SECONDS)
+        if self._renewing is not None:
+            await asyncio.wait({self._renewing}, timeout=_CLOSE_SECONDS)
+        if self._polling is not None:
+            thread, wait = self._polling
+            wait.wake()
+            await asyncio.to_thread(thread.join, _CLOSE_SECONDS)
+            if not thread.is_alive():
+                wait.close()
         await self._on_thread(lambda: self._withdraw([*self._own]))
         self._closed = True
         self._thread.shutdown(wait=False)
@@ -133,35 +151,44 @@ class FileDiscovery:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except OSError as error:
-            raise DiscoveryError(f"discovery directory {self._directory}: {error.strerror or error}") from error
+            raise DiscoveryError(
+                f"discovery directory {self._directory}: {error.strerror or error}",
+                hint=_FULL if error.errno in (errno.ENOSPC, errno.EDQUOT) else _ELSEWHERE,
+            ) from error
 
-    def _ensure(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
-        if name not in self._tasks and not self._closing.is_set():
-            self._tasks[name] = asyncio.create_task(work(), name=f"discovery {name}")
+    def _scan(self) -> dict[RecordKey, InstanceRecord]:
+        with self._scanning:
+            records = self._last_known = self._scanner.scan()
+        return records
 
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), seconds)
-
-    async def _scan(self) -> dict[RecordKey, InstanceRecord]:
-        self._last_known = await self._on_thread(self._scanner.scan)
-        return self._last_known
-
-    async def _keep_polling(self) -> None:
-        outage = _Outage("the last known instances stay in use")
+    def _poll(self, loop: asyncio.AbstractEventLoop, wait: Wait) -> None:
+        """Tell the watches of `loop` what changes; runs on a thread of its own, to wake the loop for changes only."""
+        scanner, outage = self._scanner, _Outage("the last known instances stay in use")
+        told: dict[RecordKey, InstanceRecord] | None = None
         while not self._closing.is_set():
+            # Before the look: what changes during it ends the wait after it.
+            is_watched = wait.for_changes(self._directory)
             try:
-                self._hub.replace(await self._scan())
-            except DiscoveryError as error:
+                records = self._scan()
+            except (OSError, DiscoveryError) as error:
                 outage.begin(error)
+                is_watched = False
             else:
                 outage.end()
-            await self._pause(self._poll_seconds)
+                if records != told:
+                    told = records
+                    with contextlib.suppress(RuntimeError):  # a loop that was closed has no watches
+                        loop.call_soon_threadsafe(self._hub.replace, records)
+            # Of what other hosts do in a directory that they share nobody tells.
+            is_watched = wait.for_ends(scanner.owners) and is_watched and scanner.only_local
+            wait(scanner.due_seconds if is_watched else self._poll_seconds)
 
     async def _keep_renewing(self) -> None:
         outage = _Outage("this process's registrations are repeated until they hold")
         while not self._closing.is_set():
-            await self._pause(_RETRY_SECONDS if outage.lasts else self._lease_seconds / 4)
+            with contextlib.suppress(asyncio.TimeoutError):
+                pause = _RETRY_SECONDS if outage.lasts else self._lease_seconds / 4
+                await asyncio.wait_for(self._closing.wait(), pause)
             try:
                 await self._on_thread(self._renew)
             except DiscoveryError as error:
@@ -203,7 +230,7 @@ class _Outage:
     meanwhile: str
     lasts: bool = False
 
-    def begin(self, error: DiscoveryError) -> None:
+    def begin(self, error: Exception) -> None:
         if not self.lasts:
             logger.warning("%s; %s", error, self.meanwhile)
         self.lasts = True

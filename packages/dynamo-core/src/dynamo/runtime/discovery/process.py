@@ -10,8 +10,15 @@ import functools
 import os
 import platform
 from pathlib import Path
+from typing import TypeAlias
 
-__all__ = ["host_identity", "process_start", "runs"]
+__all__ = ["Owner", "host_identity", "process_start", "runs"]
+
+#: Process id and start, as :func:`runs` takes them.
+Owner: TypeAlias = "tuple[int, str]"
+
+#: Linux writes about 350, of which the name of the command is at most 64.
+_STAT_BYTES = 4096
 
 
 @functools.cache
@@ -32,10 +39,14 @@ def process_start(pid: int) -> str:
         ProcessLookupError: it ended (a zombie has).
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        descriptor = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         os.kill(pid, 0)
         return ""
+    try:
+        stat = os.read(descriptor, _STAT_BYTES)
+    finally:
+        os.close(descriptor)
     # "pid (command) state ...": the command may hold anything, also spaces and brackets.
     fields = stat[stat.rindex(b")") + 2 :].split()
     if fields[0] in (b"Z", b"X"):

@@ -1,6 +1,6 @@
 """Reads a directory of leases again and again, cheaply, and decides which of them hold.
 
-`FileDiscovery` calls :meth:`LeaseScanner.scan` on its thread; an unchanged file costs one ``stat``.
+`FileDiscovery` calls :meth:`LeaseScanner.scan` on its threads; an unchanged file costs one ``stat``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ __all__ = ["LeaseScanner"]
 
 logger = logging.getLogger(__name__)
 
+#: Files are looked at this often, or four times in their lease: a heartbeat is seen no other way.
+_LOOK_SECONDS = 2.5
+
 
 @dataclass
 class _Entry:
@@ -44,6 +47,17 @@ class LeaseScanner:
         self._entries: dict[str, _Entry] = {}
         self._inode: int | None = None
         self._back_since = float("-inf")
+        self._scanned_at = float("-inf")
+        self._scan_due = float("-inf")
+        self.owners: frozenset[process.Owner] = frozenset()
+        """The other processes of this host that held a lease at the last scan."""
+        self.only_local = True
+        """Whether all leases were those of processes of this host."""
+
+    @property
+    def due_seconds(self) -> float:
+        """How soon another scan is needed if nothing happens that can be told of."""
+        return self._scan_due - self._clock()
 
     def scan(self) -> dict[RecordKey, InstanceRecord]:
         """The records whose leases hold. Files of lost leases are removed.
@@ -66,7 +80,10 @@ class LeaseScanner:
                 del self._entries[name]
         for name, status in found.items():
             self._observe(name, status, now)
-        return self._holding(now)
+        records = self._holding(now)
+        self._scanned_at = now
+        self._scan_due = min([now + _LOOK_SECONDS, *(_look_again_at(entry, now) for entry in self._entries.values())])
+        return records
 
     def _list(self, now: float) -> dict[str, os.stat_result]:
         status = self._directory.stat()
@@ -97,14 +114,17 @@ class LeaseScanner:
             previous = known or _Entry(identity, None, now)
             self._entries[name] = _Entry(identity, previous.lease, previous.heartbeat_at)
             return
-        heartbeat_at = now
-        if known is None and lease.host != process.host_identity():
-            # Whether its process runs cannot be asked, so a file that was old at first sight gets no new lease.
-            heartbeat_at -= max(0.0, time.time() - status.st_mtime)
+        heartbeat_at = now - max(0.0, time.time() - status.st_mtime)
+        if known is not None:
+            # It came after the last look, whatever the wall clock has done meanwhile.
+            heartbeat_at = max(heartbeat_at, self._scanned_at)
+        elif lease.host == process.host_identity():
+            # Where it can be asked whether the process runs, an old file at first sight means a slept machine.
+            heartbeat_at = now
         self._entries[name] = _Entry(identity, lease, heartbeat_at)
 
     def _holding(self, now: float) -> dict[RecordKey, InstanceRecord]:
-        running: dict[tuple[int, str], bool] = {}
+        running: dict[process.Owner, bool] = {}
         records = {}
         for name, entry in list(self._entries.items()):
             lease = entry.lease
@@ -120,6 +140,9 @@ class LeaseScanner:
                 records[RecordKey(lease.record.address, lease.record.instance_id)] = lease.record
             else:
                 self._remove(name)
+        leases = [entry.lease for entry in self._entries.values() if entry.lease is not None]
+        self.only_local = all(lease.host == process.host_identity() for lease in leases)
+        self.owners = frozenset(owner for owner, runs in running.items() if runs and owner[0] != os.getpid())
         return records
 
     def _remove(self, name: str) -> None:
@@ -130,3 +153,10 @@ class LeaseScanner:
             logger.debug("cannot remove lost lease %s: %s", name, error)
         else:
             del self._entries[name]
+
+
+def _look_again_at(entry: _Entry, now: float) -> float:
+    """When a scan has to look at `entry` again, should nothing else show before."""
+    if entry.lease is None:
+        return float("inf")
+    return min(entry.heartbeat_at + entry.lease.seconds, now + entry.lease.seconds / 4)

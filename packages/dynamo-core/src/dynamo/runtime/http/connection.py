@@ -63,6 +63,20 @@ class _HeadTooLarge(InvalidRequest):
     http_status = 431
 
 
+class _TargetTooLong(InvalidRequest):
+    """A path and query that no route can mean."""
+
+    code = "uri_too_long"
+    http_status = 414
+
+
+class _NotImplementedMethod(InvalidRequest):
+    """A method whose target is no path."""
+
+    code = "not_implemented"
+    http_status = 501
+
+
 class _ReadTimeout(InvalidRequest):
     """A client that sends too slowly."""
 
@@ -170,6 +184,10 @@ class HttpConnection(asyncio.Protocol):
     def on_url(self, url: bytes) -> None:
         """A piece of the request target."""
         self._url += url
+        # The other half is for headers.
+        longest = self._server.limits.head_bytes // 2
+        if len(self._url) > longest:
+            raise _TargetTooLong(f"the path and query are longer than {longest} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header; of repeated ones the last counts, except that they are joined where HTTP says so."""
@@ -188,9 +206,12 @@ class HttpConnection(asyncio.Protocol):
         exchange.method = self._parser.get_method().decode("ascii")
         exchange.head_only = exchange.method == "HEAD"
         exchange.keep_alive = self._may_keep_alive(exchange)
-        target = httptools.parse_url(self._url)
-        exchange.path = unquote((target.path or b"/").decode("latin-1"))
-        exchange.query = (target.query or b"").decode("latin-1")
+        if exchange.method == "CONNECT":
+            raise _NotImplementedMethod("this server is no proxy")
+        if "host" not in exchange.headers and self._parser.get_http_version() == "1.1":
+            # RFC 9112, 3.2.
+            raise InvalidRequest("an HTTP/1.1 request needs a 'host' header")
+        exchange.path, exchange.query = _path_and_query(self._url)
         length = exchange.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._server.body_limit(exchange.path):
             raise RequestTooLarge(self._too_large(exchange.path))
@@ -333,6 +354,14 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(_ReadTimeout("the request did not arrive in time"))
         else:
             self.abort()
+
+
+def _path_and_query(url: bytes) -> tuple[str, str]:
+    try:
+        target = httptools.parse_url(url)
+    except httptools.HttpParserInvalidURLError as error:
+        raise InvalidRequest("the request's path is not valid") from error
+    return unquote((target.path or b"/").decode("latin-1")), (target.query or b"").decode("latin-1")
 
 
 def _cause(error: BaseException) -> DynamoError | None:

@@ -117,7 +117,7 @@ class Exchange:
         self.responded = True
         head = self._head(status, content_type, headers) + b"content-length: %d\r\n\r\n" % len(body)
         self._connection.write(head if self.head_only else head + body)
-        self._connection.finish(self)
+        self._finish()
 
     def respond_json(self, status: int, value: Any, headers: Mapping[str, str] | None = None) -> None:
         """Send `value` as JSON."""
@@ -150,14 +150,14 @@ class Exchange:
         self.streaming = False
         last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
         self._connection.write(last)
-        self._connection.finish(self)
+        self._finish()
 
     def lose(self) -> None:
         """The client is gone."""
         self.disconnected = True
         if self.body_stream is not None:
             self.body_stream.lose()
-        callback, self._disconnect = self._disconnect, None
+        callback, self._disconnect, self._writable = self._disconnect, None, None
         if callback is not None:
             callback()
 
@@ -165,6 +165,11 @@ class Exchange:
         """The transport's buffer filled up or drained."""
         if self._writable is not None:
             self._writable(writable)
+
+    def _finish(self) -> None:
+        # They lead back here: what stays in a circle waits for the garbage collector, and a body may be megabytes.
+        self._disconnect = self._writable = None
+        self._connection.finish(self)
 
     def _head(self, status: int, content_type: str, headers: Mapping[str, str] | None) -> bytes:
         head = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import ssl
 from collections.abc import Callable
@@ -70,7 +71,7 @@ class HttpServer:
         """Bind and serve; the port that was bound.
 
         Raises:
-            CannotConnect: the address is taken or not ours; the hint names `flag`.
+            CannotConnect: the address is taken or not ours; the hint names `flag`, or that of the host beside it.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -78,12 +79,7 @@ class HttpServer:
                 lambda: HttpConnection(self), host, port, ssl=tls, backlog=2048, reuse_port=reuse_port or None
             )
         except OSError as error:
-            taken = "it is in use" if error.errno in (98, 48) else (error.strerror or str(error))
-            raise CannotConnect(
-                f"cannot listen on {host}:{port}: {taken}",
-                param=flag,
-                hint=f"choose another one with {flag}; 0 takes a free one",
-            ) from error
+            raise _cannot_listen(host, port, error, flag) from error
         self.port = int(self._server.sockets[0].getsockname()[1])
         return self.port
 
@@ -138,6 +134,19 @@ class HttpServer:
                 exchange.params = path[len(prefix) : len(path) - len(suffix)]
                 return pattern_handler
         return _not_found
+
+
+def _cannot_listen(host: str, port: int, error: OSError, flag: str) -> CannotConnect:
+    reason = "it is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+    if error.errno == errno.EADDRINUSE:
+        hint = f"choose another one with {flag}; 0 takes a free one"
+    elif error.errno == errno.EACCES:
+        hint = f"ports below 1024 are for root: choose another one with {flag}"
+    else:
+        # EADDRNOTAVAIL, or a name that cannot be resolved.
+        flag = f"{flag.removesuffix('port')}host"
+        hint = f"give an address of this machine with {flag}; 0.0.0.0 is all of them"
+    return CannotConnect(f"cannot listen on {host}:{port}: {reason}", param=flag, hint=hint)
 
 
 def _not_found(exchange: Exchange) -> None:

@@ -5,9 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
-from dynamo.errors import CannotConnect, Disconnected, DynamoError, ResponseTimeout, TransportError, error_from_wire
+from dynamo.errors import (
+    CannotConnect,
+    Disconnected,
+    DynamoError,
+    EngineError,
+    RequestTooLarge,
+    ResponseTimeout,
+    TransportError,
+    error_from_wire,
+)
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.planes import PlaneOptions, ResponseSink
 from dynamo.runtime.request_plane.connection import Connection
@@ -23,6 +33,7 @@ from dynamo.runtime.request_plane.frames import (
     READY,
     REFUSE,
     Message,
+    fits,
 )
 from dynamo.runtime.request_plane.handshake import ClientHandshake
 
@@ -37,12 +48,14 @@ WINDOW_ITEMS = 256
 class _ClientStream:
     """Implements `dynamo.protocols.planes.PlaneStream`."""
 
-    __slots__ = ("_arrived", "_connection", "_paused", "_taken", "deadline", "id", "sink")
+    __slots__ = ("_arrived", "_connection", "_ended", "_paused", "_request_id", "_sink", "_taken", "deadline", "id")
 
-    def __init__(self, connection: ClientConnection, stream_id: int, sink: ResponseSink) -> None:
+    def __init__(self, connection: ClientConnection, stream_id: int, sink: ResponseSink, request_id: str) -> None:
         self._connection = connection
         self.id = stream_id
-        self.sink = sink
+        self._sink = sink
+        self._request_id = request_id
+        self._ended = False
         self.deadline: asyncio.TimerHandle | None = None
         self._arrived: list[bytes] = []
         self._taken = 0
@@ -70,9 +83,30 @@ class _ClientStream:
         if not items:
             return
         self._taken += len(items)
-        self.sink.on_items(items)
+        self._tell(self._sink.on_items, items)
         if self._taken >= WINDOW_ITEMS // 2 and not self._paused:
             self._grant()
+
+    def end(self, error: DynamoError | None) -> None:
+        """Hand over what is left and tell the sink, once, how the stream ended."""
+        self.deliver()
+        if self._ended:
+            return
+        if error is None:
+            self._tell(self._sink.on_end)
+        else:
+            self._ended = True
+            self._tell(self._sink.on_error, error)
+
+    def _tell(self, call: Callable[..., None], *arguments: object) -> None:
+        """Call the sink. If it raises its stream ends, and it alone: the caller has those of others to serve."""
+        try:
+            call(*arguments)
+        except Exception:
+            request_id = self._request_id
+            logger.exception("the reader of request %s failed", request_id, extra={"request_id": request_id})
+            self._connection.give_up(self.id)
+            self.end(EngineError("internal error; the server's log has the details"))
 
     def _grant(self) -> None:
         if self._taken:
@@ -97,7 +131,7 @@ class ClientConnection(Connection):
 
     def open_stream(self, endpoint: str, payload: bytes, sink: ResponseSink, context: RequestContext) -> _ClientStream:
         """Ask the peer to serve one request."""
-        stream = _ClientStream(self, self._next_id, sink)
+        stream = _ClientStream(self, self._next_id, sink, context.request_id)
         self._next_id += 1
         self._streams[stream.id] = stream
         fields: dict[str, Any] = {"request_id": context.request_id}
@@ -108,7 +142,14 @@ class ClientConnection(Connection):
             # The clock of a deadline is the caller's: the wire carries wall time, the timer runs on the loop's.
             remaining = max(0.0, context.deadline_unix_seconds - time.time())
             stream.deadline = self.loop.call_later(remaining, self._expire, stream.id)
-        self._send((OPEN, stream.id, endpoint, payload, fields, WINDOW_ITEMS))
+        message = (OPEN, stream.id, endpoint, payload, fields, WINDOW_ITEMS)
+        limit = self.options.max_frame_bytes
+        # Encoding it once more is for the few that may be too long.
+        if len(payload) > limit // 2 and not fits(message, limit):
+            error = RequestTooLarge(f"a request of {len(payload)} bytes; the limit between processes is {limit}")
+            self.loop.call_soon(self._end, stream.id, error)  # the caller has no stream yet
+            return stream
+        self._send(message)
         context.on_cancel(stream.cancel)
         return stream
 
@@ -125,13 +166,9 @@ class ClientConnection(Connection):
             if stream is not None and stream.gather(message[2]):
                 self._with_items.append(stream)
         elif kind == END:
-            stream = self._take(message[1])
-            if stream is not None:
-                stream.sink.on_end()
+            self._end(message[1])
         elif kind == FAIL:
-            stream = self._take(message[1])
-            if stream is not None:
-                stream.sink.on_error(error_from_wire(message[2], origin=self.address))
+            self._end(message[1], error_from_wire(message[2], origin=self.address))
         elif kind == GOAWAY:
             self.going_away = True
         elif not self.ready:
@@ -151,9 +188,12 @@ class ClientConnection(Connection):
         elif self.ready and not isinstance(error, Disconnected):
             error = Disconnected(f"connection to {self.address} was lost: {error.message}")
         for stream_id in list(self._streams):
-            stream = self._take(stream_id)
-            if stream is not None:
-                stream.sink.on_error(error)
+            self._end(stream_id, error)
+
+    def give_up(self, stream_id: int) -> None:
+        """Cancel a stream, and drop what still comes of it."""
+        self.send_for(stream_id, (CANCEL, stream_id))
+        self._forget(stream_id)
 
     def _greet(self, message: list[Any]) -> None:
         kind, fields = message[0], message[1]
@@ -177,16 +217,17 @@ class ClientConnection(Connection):
         else:
             self._early.append(message)
 
-    def _take(self, stream_id: int) -> _ClientStream | None:
+    def _forget(self, stream_id: int) -> _ClientStream | None:
         stream = self._streams.pop(stream_id, None)
-        if stream is not None:
-            if stream.deadline is not None:
-                stream.deadline.cancel()
-            stream.deliver()
+        if stream is not None and stream.deadline is not None:
+            stream.deadline.cancel()
         return stream
+
+    def _end(self, stream_id: int, error: DynamoError | None = None) -> None:
+        stream = self._forget(stream_id)
+        if stream is not None:
+            stream.end(error)
 
     def _expire(self, stream_id: int) -> None:
         self.send_for(stream_id, (CANCEL, stream_id))
-        stream = self._take(stream_id)
-        if stream is not None:
-            stream.sink.on_error(ResponseTimeout("the request's deadline has passed"))
+        self._end(stream_id, ResponseTimeout("the request's deadline has passed"))

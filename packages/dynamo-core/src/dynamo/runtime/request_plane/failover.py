@@ -6,21 +6,39 @@ migrate, but no new request.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 
 from dynamo.errors import CannotConnect, DynamoError
+from dynamo.protocols.claims import Claim, ClaimingPlane, ClaimingServer
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.discovery import InstanceRecord
-from dynamo.protocols.planes import Handler, PlaneServer, PlaneStream, RequestPlane, ResponseSink
+from dynamo.protocols.planes import (
+    ConnectingPlane,
+    Handler,
+    PlaneServer,
+    PlaneStream,
+    RequestPlane,
+    ResponseSink,
+)
 
 __all__ = ["FailoverPlane"]
 
 
 class FailoverPlane:
-    """Implements `dynamo.protocols.planes.RequestPlane`; `planes` are in order of preference."""
+    """Implements `RequestPlane`, and `ClaimingPlane` and `ConnectingPlane` as far as one does.
+
+    `planes` are in order of preference.
+    """
 
     def __init__(self, planes: Sequence[RequestPlane]) -> None:
         self._planes = planes
+
+    async def connect(self) -> None:
+        """Try the brokers: one that refuses us is a mistake, although another plane would do."""
+        for plane in self._planes:
+            if isinstance(plane, ConnectingPlane):
+                await plane.connect()
 
     async def serve(self, instance_id: int) -> PlaneServer:
         """Listen on every plane."""
@@ -39,6 +57,14 @@ class FailoverPlane:
             return _Attempts(planes, instance, payload, sink, context)
         return (planes or self._planes)[0].send(instance, payload, sink, context)
 
+    def claim(self, instances: Sequence[InstanceRecord]) -> asyncio.Future[Claim | None] | None:
+        """Of the first plane that can ask now."""
+        for plane in self._planes:
+            answer = plane.claim(instances) if isinstance(plane, ClaimingPlane) else None
+            if answer is not None:
+                return answer
+        return None
+
     async def close(self) -> None:
         """Close every plane."""
         for plane in self._planes:
@@ -46,7 +72,7 @@ class FailoverPlane:
 
 
 class _FailoverServer:
-    """Implements `dynamo.protocols.planes.PlaneServer`."""
+    """Implements `PlaneServer`, and `ClaimingServer` as far as one does."""
 
     def __init__(self, servers: Sequence[PlaneServer]) -> None:
         self._servers = servers
@@ -62,6 +88,22 @@ class _FailoverServer:
     def add_handler(self, endpoint: str, handler: Handler) -> None:
         for server in self._servers:
             server.add_handler(endpoint, handler)
+
+    def offer(self, record: InstanceRecord) -> InstanceRecord:
+        for server in self._claiming():
+            record = server.offer(record)
+        return record
+
+    async def join(self, record: InstanceRecord, has_room: Callable[[], bool]) -> None:
+        for server in self._claiming():
+            await server.join(record, has_room)
+
+    async def leave(self) -> None:
+        for server in self._claiming():
+            await server.leave()
+
+    def _claiming(self) -> list[ClaimingServer]:
+        return [server for server in self._servers if isinstance(server, ClaimingServer)]
 
     def stop_accepting(self) -> None:
         for server in self._servers:

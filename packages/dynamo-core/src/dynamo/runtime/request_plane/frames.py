@@ -22,6 +22,7 @@ __all__ = [
     "HEADER_BYTES",
     "HELLO",
     "ITEMS",
+    "ITEM_OVERHEAD_BYTES",
     "OPEN",
     "PING",
     "PONG",
@@ -31,11 +32,14 @@ __all__ = [
     "FrameReader",
     "Message",
     "encode_frames",
+    "fits",
 ]
 
-#: (major, minor). The same major always works together; the minor only adds.
-PROTOCOL_VERSION = (1, 0)
+#: (major, minor). The same major always works together; the minor only adds. 1.1: claims over NATS.
+PROTOCOL_VERSION = (1, 1)
 HEADER_BYTES = 4
+#: More than a frame adds to the one item in it: two arrays, the kind, a stream id, an array, a length.
+ITEM_OVERHEAD_BYTES = 32
 
 HELLO = 0  # both: [HELLO, {version, features, nonce, auth, mac}]
 READY = 1  # server: [READY, {mac}]
@@ -54,6 +58,11 @@ Message: TypeAlias = "tuple[Any, ...]"
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[list[Any]]).decode
+
+
+def fits(message: Message, max_frame_bytes: int) -> bool:
+    """Whether `message`, which is no batch of items, can be sent at all."""
+    return len(_encode([message])) <= max_frame_bytes
 
 
 def encode_frames(messages: list[Message], max_frame_bytes: int) -> bytes:

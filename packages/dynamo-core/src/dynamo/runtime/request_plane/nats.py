@@ -5,18 +5,25 @@ For deployments where workers cannot be connected to, or whose only open port is
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from dynamo.errors import CannotConnect
 from dynamo.protocols.addressing import format_instance_id
+from dynamo.protocols.claims import Claim
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.planes import PlaneOptions
 from dynamo.runtime.nats_access import check_secret
 from dynamo.runtime.nats_link import NatsLink
 from dynamo.runtime.request_plane.client import ClientConnection
+from dynamo.runtime.request_plane.nats_claims import GROUP_TRANSPORT, ClaimDesk, ClaimGroup, group_subject
 from dynamo.runtime.request_plane.nats_transport import (
+    CHANNEL_BYTES,
     DIAL,
     Channels,
     Envelope,
@@ -39,11 +46,10 @@ logger = logging.getLogger(__name__)
 
 #: Connections to one serving process. On tcp the limit of open files has this part.
 MAX_CHANNELS = 16384
-_CHANNEL_BYTES = 16
 
 
 class NatsServer(ServerHost):
-    """The serving side in this process."""
+    """The serving side in this process; implements `dynamo.protocols.claims.ClaimingServer` too."""
 
     def __init__(self, options: PlaneOptions, link: NatsLink, subject: str) -> None:
         super().__init__(options)
@@ -51,11 +57,27 @@ class NatsServer(ServerHost):
         self.channels = Channels()
         self._link = link
         self._refused = 0
+        self._group = ClaimGroup(link, options.secret, lambda: self.draining)
 
     @property
     def transports(self) -> dict[str, str]:
         """Its subject, for discovery."""
         return {NatsRequestPlane.transport: self.subject}
+
+    def offer(self, record: InstanceRecord) -> InstanceRecord:
+        """`record` with the subject of its group, if it serves a model; see `ClaimingServer`."""
+        if record.card is None:
+            return record
+        transports = {**record.transports, GROUP_TRANSPORT: group_subject(record)}
+        return msgspec.structs.replace(record, transports=transports)
+
+    async def join(self, record: InstanceRecord, has_room: Callable[[], bool]) -> None:
+        """See `ClaimingServer`."""
+        await self._group.join(record, has_room)
+
+    async def leave(self) -> None:
+        """See `ClaimingServer`."""
+        await self._group.leave()
 
     def receive(self, message: Msg) -> None:
         """One message to this instance."""
@@ -82,7 +104,7 @@ class NatsServer(ServerHost):
 
 
 class NatsRequestPlane(ConnectionPool):
-    """Implements `dynamo.protocols.planes.RequestPlane`."""
+    """Implements `RequestPlane` and `ConnectingPlane` of `dynamo.protocols.planes`, and `ClaimingPlane`."""
 
     transport = "nats"
 
@@ -95,14 +117,23 @@ class NatsRequestPlane(ConnectionPool):
             on_down=self._lost,
             on_pressure=self._press,
         )
-        self._inbox = f"dyn.{options.namespace}.inbox.{secrets.token_hex(_CHANNEL_BYTES)}"
+        self._inbox = f"dyn.{options.namespace}.inbox.{secrets.token_hex(CHANNEL_BYTES)}"
         self._inbox_channels = Channels()
         self._channels = [self._inbox_channels]
         self._link.add_subscription(f"{self._inbox}.*", self._inbox_channels.receive)
+        self._desk = ClaimDesk(self._link, options.secret, self._inbox, self._inbox_channels, options.claim_seconds)
+
+    def claim(self, instances: Sequence[InstanceRecord]) -> asyncio.Future[Claim | None] | None:
+        """See `ClaimingPlane`."""
+        return self._desk.ask(instances)
 
     def reaches(self, instance: InstanceRecord) -> bool:
         """Whether `instance` announces a subject, and NATS is not known to be away."""
         return super().reaches(instance) and not self._link.away
+
+    async def connect(self) -> None:
+        """See `ConnectingPlane`."""
+        await self._link.open()
 
     async def close(self) -> None:
         """Close both sides, and the connection to NATS."""
@@ -127,7 +158,7 @@ class NatsRequestPlane(ConnectionPool):
         if not await self._link.wait_connected(self.options.connect_timeout_seconds):
             connection.close(CannotConnect(f"cannot connect to {address}: NATS is away: {self._link.failure}"))
             return
-        channel = secrets.token_hex(_CHANNEL_BYTES)
+        channel = secrets.token_hex(CHANNEL_BYTES)
         envelope = Envelope(self.options.secret, channel, asking=True)
         route = Route(f"{address}.{channel}", f"{self._inbox}.{channel}")
         NatsTransport(self._link, self._inbox_channels, channel, connection, envelope, route).open(dial=True)

@@ -16,7 +16,7 @@ import hmac
 import logging
 import re
 import struct
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dynamo.errors import CannotConnect, Disconnected, TransportError
 from dynamo.runtime.nats_link import NatsLink
@@ -26,8 +26,11 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
 __all__ = [
+    "CHANNEL_BYTES",
+    "CLAIM",
     "DATA",
     "DIAL",
+    "Channel",
     "Channels",
     "Envelope",
     "NatsTransport",
@@ -44,6 +47,9 @@ DIAL = 0  # asking side, first message
 DATA = 1
 CLOSE = 2
 REFUSE = 3  # not part of a connection, number 0: the reason as text
+CLAIM = 4  # since protocol 1.1, not part of a connection: see `dynamo.runtime.request_plane.nats_claims`
+#: Of the random name of a channel.
+CHANNEL_BYTES = 16
 _SEALED = 0x80
 
 _HEADER = struct.Struct("<BQ")
@@ -100,11 +106,31 @@ def refuse(link: NatsLink, envelope: Envelope, target: str, reason: str) -> None
     link.publish(target, envelope.seal(REFUSE, 0, reason.encode()))
 
 
+class Channel(Protocol):
+    """What receives on one channel."""
+
+    def receive(self, message: bytes) -> None:
+        """One message, of anybody."""
+        ...
+
+    def nobody_listens(self) -> None:
+        """The server says that nobody subscribes to the peer's subject."""
+        ...
+
+    def fail(self, error: TransportError) -> None:
+        """The peer cannot be reached any more."""
+        ...
+
+    def press(self, high: bool) -> None:
+        """Too much waits for the socket, or no longer."""
+        ...
+
+
 class Channels:
-    """The transports that receive by one subscription, by channel name."""
+    """What receives by one subscription, by channel name."""
 
     def __init__(self) -> None:
-        self.transports: dict[str, NatsTransport] = {}
+        self.transports: dict[str, Channel] = {}
 
     def receive(self, message: Msg) -> bool:
         """Hand `message` to its transport; whether there is one."""

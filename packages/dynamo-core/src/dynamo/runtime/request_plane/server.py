@@ -10,7 +10,19 @@ from dynamo.errors import CannotConnect, Draining, DynamoError, EngineError, Inv
 from dynamo.protocols.planes import Handler, PlaneOptions
 from dynamo.runtime.context import Context
 from dynamo.runtime.request_plane.connection import Connection
-from dynamo.runtime.request_plane.frames import CANCEL, CREDIT, END, FAIL, GOAWAY, HELLO, ITEMS, OPEN, READY, REFUSE
+from dynamo.runtime.request_plane.frames import (
+    CANCEL,
+    CREDIT,
+    END,
+    FAIL,
+    GOAWAY,
+    HELLO,
+    ITEM_OVERHEAD_BYTES,
+    ITEMS,
+    OPEN,
+    READY,
+    REFUSE,
+)
 from dynamo.runtime.request_plane.handshake import ServerHandshake
 
 __all__ = ["BACKLOG_LIMIT_ITEMS", "ServerConnection", "ServerHost"]
@@ -65,6 +77,7 @@ class _ServerStream:
         "_closing",
         "_connection",
         "_credit",
+        "_longest_item",
         "_waiting",
         "context",
         "id",
@@ -74,6 +87,7 @@ class _ServerStream:
         self._connection = connection
         self.id = stream_id
         self._credit = credit
+        self._longest_item = connection.options.max_frame_bytes - ITEM_OVERHEAD_BYTES
         self.context = context
         self._backlog: list[bytes] = []
         self._batch: list[bytes] = []
@@ -87,6 +101,9 @@ class _ServerStream:
 
     def send(self, item: bytes) -> None:
         if self._closing is not None:
+            return
+        if len(item) > self._longest_item:
+            self._refuse(item)
             return
         if self._credit <= 0:
             if self.context.cancelled:
@@ -137,7 +154,11 @@ class _ServerStream:
         if self.writable or self._closing is not None:
             waiting, self._waiting = self._waiting, []
             for callback in waiting:
-                callback()
+                try:
+                    callback()
+                except Exception:
+                    logger.exception("a handler failed", extra={"request_id": self.context.request_id})
+                    self.crash()
 
     def cancel(self) -> None:
         """The asking side takes nothing more; what was held back for it goes, or the stream would never end."""
@@ -151,6 +172,21 @@ class _ServerStream:
         self._closing = self._closing or (END, self.id)
         self.context.cancel()
         self.notify()
+
+    def crash(self) -> None:
+        """The handler raised, which the log has: its stream fails, and no other."""
+        self.fail(EngineError("internal error; the worker's log has the details"))
+        self.context.cancel()
+
+    def _refuse(self, item: bytes) -> None:
+        request_id = self.context.request_id
+        # Not a TransportError: another worker would send as much.
+        error = EngineError(
+            f"the answer has an item of {len(item)} bytes; the limit between processes is {self._longest_item}"
+        )
+        logger.error("request %s: %s", request_id, error.message, extra={"request_id": request_id})
+        self.fail(error)
+        self.context.cancel()
 
     def _close(self, message: tuple[Any, ...]) -> None:
         if self._closing is not None:
@@ -245,14 +281,14 @@ class ServerConnection(Connection):
             self._host.handlers[endpoint](payload, context, stream)
         except DynamoError as error:
             stream.fail(error)
-        except Exception as error:
+        except Exception:
             logger.exception(
                 "handler of %s failed on request %s",
                 endpoint,
                 context.request_id,
                 extra={"request_id": context.request_id},
             )
-            stream.fail(EngineError(f"handler of {endpoint} failed: {error}"))
+            stream.crash()
 
     def _refusal(self, endpoint: str) -> DynamoError | None:
         if self._host.draining:
