@@ -48,8 +48,10 @@ class Deployment:
         self._running.append((runtime, asyncio.create_task(worker.run())))
         return runtime
 
-    async def start_frontend(self, **router_settings) -> None:
+    async def start_frontend(self, make_plane=None, **router_settings) -> None:
         self.frontend_runtime = DistributedRuntime(self.settings)
+        if make_plane is not None:
+            self.frontend_runtime.request_plane = make_plane(self.frontend_runtime.request_plane.options)
         await self.frontend_runtime.start()
         self.frontend = Frontend(
             FrontendSettings(**self._frontend_settings), RouterSettings(**router_settings), self.frontend_runtime
@@ -96,12 +98,12 @@ class Deployment:
 async def make_deployment(tmp_path) -> AsyncIterator:
     async with contextlib.AsyncExitStack() as stack:
 
-        async def make(*workers, router=None, **frontend_settings) -> Deployment:
+        async def make(*workers, router=None, make_plane=None, **frontend_settings) -> Deployment:
             deployment = Deployment(tmp_path, **frontend_settings)
             stack.push_async_callback(deployment.close)
             for worker in workers:
                 await deployment.add_worker(**worker)
-            await deployment.start_frontend(**(router or {}))
+            await deployment.start_frontend(make_plane, **(router or {}))
             return deployment
 
         yield make

@@ -86,6 +86,9 @@ class Page(HTMLParser):
         attributes = dict(attrs)
         self.loads += [tag] if tag in {"script", "img", "link", "iframe"} else []
         self.anchors |= {attributes["id"]} if "id" in attributes else set()
+        # A browser opens what a link leads into, not what it leads to.
+        assert tag != "details" or "id" not in attributes
+        assert "id" not in attributes or "details" in self.open
         self.links += [attributes["href"]] if "href" in attributes else []
         if tag not in VOID:
             self.open.append(tag)
@@ -111,6 +114,8 @@ async def test_the_page_shows_every_endpoint_and_loads_nothing(make_deployment):
     assert "temperature" in page.text
     inner = {link.removeprefix("#") for link in page.links if link.startswith("#")}
     assert inner <= page.anchors
+    assert not {"None", "False"} & set(page.text.replace("\n", " ").split(" "))
+    assert "`" not in page.text
     assert [link for link in page.links if not link.startswith("#")] == ["openapi.json"]
 
 

@@ -110,6 +110,24 @@ TABLE = {
         "invalid_request",
         "response_format",
     ),
+    "tool name with spaces": (
+        chat(tools=[{"type": "function", "function": {"name": "a b c"}}]),
+        400,
+        "invalid_request",
+        "tools[0].function.name",
+    ),
+    "long tool name": (
+        chat(tools=[{"type": "function", "function": {"name": "a" * 129}}]),
+        400,
+        "invalid_request",
+        "tools[0].function.name",
+    ),
+    "response tool name": (
+        ("/v1/responses", {"model": "echo", "input": "hi", "tools": [{"type": "function", "name": "a\nb"}]}),
+        400,
+        "invalid_request",
+        "tools[0].name",
+    ),
     "tools is a string": (chat(tools="hammer"), 400, "invalid_request", "tools"),
     "template variable that is a field": (
         chat(chat_template_kwargs={"messages": []}),
@@ -177,6 +195,32 @@ async def test_bodies_that_are_not_requests(echo, name):
     assert response.status_code == status
     assert code is None or error["code"] == code
     assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"model":"echo","messages":[{"role":"user","content":"\\ud800"}]}', "lone surrogate"),
+        (b'{"model":"echo","messages":[{"role":"user","content":"\\udbffx"}]}', "lone surrogate"),
+        # Escaped, and cut short: the backslash is text.
+        (b'{"model":"echo","messages":[{"role":"user","content":"\\\\ud800"', "not valid JSON"),
+        (b"[1, 2]", "the request body: expected `object`, got `array`"),
+        (
+            b'{"model":"echo","messages":[{"role":"user","content":"x"}],"seed":9223372036854775808}',
+            "9223372036854775807",
+        ),
+        (b'{"model":"echo","messages":[{"role":"user","content":"x"}],"top_k":2147483648}', "at most 2147483647"),
+        (b'{"model":"echo","messages":[{"role":"user","content":"x"}],"top_p":0}', "above 0 and at most 1"),
+    ],
+)
+async def test_messages_say_what_is_wrong(echo, body, message):
+    error = (await echo.client.post(CHAT, content=body)).json()["error"]
+    assert message in error["message"]
+
+
+async def test_names_of_tools_may_be_those_of_mcp_servers(echo):
+    tools = [{"type": "function", "function": {"name": name}} for name in ("a_B-1", "files.read", "profile/update")]
+    assert (await echo.client.post(CHAT, json={"model": "echo", "messages": HI, "tools": tools})).status_code == 200
 
 
 async def test_a_known_model_without_workers_is_503_with_retry_after(echo):

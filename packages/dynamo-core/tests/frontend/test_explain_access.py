@@ -12,6 +12,7 @@ KEYS = [
     {"name": "one", "key": ONE},
     {"name": "other", "key": OTHER},
 ]
+CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
 
 
 @pytest.fixture
@@ -97,10 +98,33 @@ async def test_an_admin_sees_what_decisions_came_to(start):
 
 async def test_other_endpoints_are_explained_too(start):
     deployment = await start()
-    chat = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
     answers = [
-        await ask(deployment, ADMIN, "/v1/chat/completions", **chat),
-        await ask(deployment, ADMIN, "/v1/messages", **chat),
+        await ask(deployment, ADMIN, "/v1/chat/completions", **CHAT),
+        await ask(deployment, ADMIN, "/v1/messages", **CHAT),
         await ask(deployment, ADMIN, "/v1/responses", input="hello", max_output_tokens=4),
     ]
     assert all("x-dynamo-routing" in answer.headers for answer in answers)
+
+
+async def test_who_asks_in_the_body_is_told_in_the_body(start):
+    deployment = await start()
+    for number, (path, fields) in enumerate({"/v1/completions": {"prompt": "x"}, "/v1/chat/completions": CHAT}.items()):
+        answer = await ask(deployment, ADMIN, path, **fields, nvext={"explain": True})
+        body = answer.json()
+        assert body["nvext"]["routing"] == json.loads(answer.headers["x-dynamo-routing"])
+        assert body["nvext"]["routing"]["request_id"] == body["id"]
+        streamed = await ask(deployment, ADMIN, path, **fields, stream=True, nvext={"explain": True})
+        chunks = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+        assert [chunk["nvext"]["routing"]["request_id"] for chunk in chunks if "nvext" in chunk] == [chunks[0]["id"]]
+        # Others are told nothing: their requests are answered as if they had not asked.
+        other = (await ask(deployment, ONE, path, **fields, nvext={"explain": True})).json()
+        assert other["nvext"] == {}
+        assert len((await pages(deployment, ADMIN)).json()["decisions"]) == 3 * (number + 1)
+
+
+async def test_with_explain_all_may_ask_in_the_body(start):
+    deployment = await start(explain=True)
+    answer = (await ask(deployment, ONE, prompt="x", n=2, nvext={"explain": True})).json()
+    assert answer["nvext"]["routing"]["candidates"][0]["chosen"]
+    silent = (await ask(deployment, ONE, prompt="x", nvext={"explain": False})).json()
+    assert "nvext" not in silent

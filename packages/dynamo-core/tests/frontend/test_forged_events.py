@@ -99,14 +99,32 @@ async def test_a_forged_removal_costs_a_hit_and_the_worker_puts_it_right(deploym
     await deployment.until(lambda: not kv.indexer.asking() and kv.indexer.blocks() > 0)
 
 
+def impossible(instance_id):
+    load = EngineLoad(active_prefill_tokens=2**60, active_decode_blocks=2**60)
+    return encode(WorkerLoad(instance_id, "echo", [load]))
+
+
 async def test_impossible_loads_keep_nobody_from_being_served(deployment, liar):
-    for instance in deployment.frontend_runtime.instances.all():
-        load = EngineLoad(active_prefill_tokens=2**60, active_decode_blocks=2**60)
-        liar(LOAD_SUBJECT, encode(WorkerLoad(instance.instance_id, "echo", [load])))
-    liar(LOAD_SUBJECT, b"\xc1")
+    one, other = (instance.instance_id for instance in deployment.frontend_runtime.instances.all() if instance.card)
     table = deployment.frontend.models.get("echo").candidates
-    await deployment.until(lambda: all(c.load is not None and c.load.active_decode_blocks for c in table._ordered))
-    await ask(deployment)
+
+    def believed():
+        return {c.key.instance_id for c in table.candidates() if c.kv.active.decode_blocks > 2**59}
+
+    liar(LOAD_SUBJECT, b"\xc1")
+    liar(LOAD_SUBJECT, impossible(one))
+    await deployment.until(lambda: believed() == {one})
+    for number in range(4):  # nobody goes there, whatever the prompt
+        _, decision = await ask(deployment, f"{number} {PROMPT}")
+        assert int(decision["worker"], 16) == other
+    liar(LOAD_SUBJECT, impossible(other))
+    liar(LOAD_SUBJECT, impossible(one))
+    await deployment.until(lambda: believed() == {one, other})
+    # Two that are equally loaded: the one that holds the prompt.
+    answer, decision = await ask(deployment, f"3 {PROMPT}")
+    assert int(decision["worker"], 16) == other
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
+    assert answer["choices"][0]["finish_reason"] in ("stop", "length")
 
 
 @pytest.mark.parametrize(("secret", "heard"), [("s", True), ("another", False)])

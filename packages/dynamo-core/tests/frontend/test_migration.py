@@ -124,3 +124,17 @@ async def test_a_plugin_that_fails_a_moving_stream_ends_it(make_deployment):
     (candidate,) = table.candidates()
     assert candidate.active_requests == 0
     assert 'dynamo_frontend_inflight_requests{model="echo"} 0.0' in (await deployment.client.get("/metrics")).text
+
+
+async def test_a_stream_that_moved_gives_the_prompts_logprobs_once(make_deployment):
+    deployment = await make_deployment()
+    await deployment.add_engine(FirstStreamFails(LLMEngineOutput(finish_reason="cancelled")))
+    await deployment.serves("echo")
+    prompt = " ".join(f"word{number}" for number in range(20))
+    body = {"model": "echo", "prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 8}
+    answer = (await deployment.client.post(COMPLETIONS, json=body)).json()
+    usage = answer["usage"]
+    tokens = answer["choices"][0]["logprobs"]["tokens"]
+    assert "".join(tokens).replace("<|bos|>", "") == answer["choices"][0]["text"]
+    assert len(tokens) == usage["prompt_tokens"] + usage["completion_tokens"]
+    assert 'dynamo_frontend_migrations_total{model="echo"} 1.0' in (await deployment.client.get("/metrics")).text

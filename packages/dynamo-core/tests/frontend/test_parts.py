@@ -1,4 +1,4 @@
-"""Answers as parts: where parts begin and end, which tokens are reasoning, arguments that are no JSON."""
+"""Answers as parts: where parts begin and end, arguments that are no JSON."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ class Spelled:
         return b"!]" if part.cut else b"]"
 
     def ending(self, outcome):
-        return f"{outcome.reason} {outcome.reasoning_tokens}>".encode()
+        return f"{outcome.reason} {outcome.usage.completion_tokens}>".encode()
 
     def failure(self, error):
         return b"failed>"
 
     def whole(self, outcome):
         parts = [[part.kind, part.text] for part in outcome.parts]
-        return {"parts": parts, "reason": outcome.reason, "reasoning_tokens": outcome.reasoning_tokens}
+        return {"parts": parts, "reason": outcome.reason}
 
 
 class Ended:
@@ -105,7 +105,7 @@ def test_parts_are_streamed_as_the_model_turns(make_answer):
     for delta in DELTAS:
         answer.on_delta(0, delta)
     answer.on_finish(0, "length", Usage(1, 9))
-    assert body(connection) == "<[0:reasoning:(ab)(dd)][1:text:(cccc)][2:f:({)(})][3:g:][4:text:(e)!]length 3>"
+    assert body(connection) == "<[0:reasoning:(ab)(dd)][1:text:(cccc)][2:f:({)(})][3:g:][4:text:(e)!]length 9>"
     assert connection.finished == 1
 
 
@@ -116,8 +116,7 @@ def test_the_same_parts_are_gathered(make_answer):
     assert connection.written == b""
     answer.on_finish(0, "stop", Usage(1, 9))
     assert connection.written.endswith(
-        b'{"parts":[["reasoning","abdd"],["text","cccc"],["call","{}"],["call",""],["text","e"]],'
-        b'"reason":"stop","reasoning_tokens":3}'
+        b'{"parts":[["reasoning","abdd"],["text","cccc"],["call","{}"],["call",""],["text","e"]],"reason":"stop"}'
     )
 
 
@@ -136,7 +135,7 @@ def test_the_end_waits_for_what_comes_before_it(make_answer):
     assert [part.text for part in outcome.parts] == ["a"]
     assert connection.finished == 0
     send()
-    assert body(connection) == "<[0:text:(a)]stop 0>"
+    assert body(connection) == "<[0:text:(a)]stop 1>"
     assert connection.finished == 1
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
+
+import pytest
 
 from dynamo.frontend.remote_settings import follow_router_settings
 from dynamo.router.settings import RouterSettings
@@ -24,7 +27,7 @@ async def test_a_threshold_changes_while_frontends_run(etcd, make_deployment):
         frontend._reconfigure(settings)
         changes.append(settings)
 
-    remote = follow_router_settings(runtime, frontend._router, apply)
+    remote = follow_router_settings(runtime, frontend._router, apply, measures=False)
     connection = EtcdConnection(EtcdTarget.parse(runtime.discovery_url(), EtcdSettings()))
     key = f"/dynamo/config/{namespace}/router".encode()
     try:
@@ -49,4 +52,30 @@ async def test_a_threshold_changes_while_frontends_run(etcd, make_deployment):
 
 
 def test_without_etcd_there_is_nothing_to_follow():
-    assert follow_router_settings(RuntimeSettings(discovery_backend="memory"), RouterSettings(), print) is None
+    runtime = RuntimeSettings(discovery_backend="memory")
+    assert follow_router_settings(runtime, RouterSettings(), print, measures=True) is None
+
+
+@pytest.mark.parametrize("measures", [False, True])
+async def test_a_queue_is_switched_on_only_where_it_can_work(etcd, caplog, measures):
+    """Without what workers have to compute it would let everything through, and say nothing."""
+    namespace, changes, changed = uuid.uuid4().hex, [], asyncio.Event()
+    runtime = RuntimeSettings(discovery_backend="etcd", etcd_endpoints=etcd.endpoint, namespace=namespace)
+
+    def apply(settings):
+        changes.append(settings)
+        changed.set()
+
+    remote = follow_router_settings(runtime, RouterSettings(), apply, measures=measures)
+    connection = EtcdConnection(EtcdTarget.parse(runtime.discovery_url(), EtcdSettings()))
+    try:
+        await connection.put(
+            f"/dynamo/config/{namespace}/router".encode(), b'{"router_queue_threshold": 2, "router_temperature": 0.5}'
+        )
+        await asyncio.wait_for(changed.wait(), 10)
+    finally:
+        await connection.close()
+        await remote.close()
+    assert changes[-1].router_temperature == 0.5
+    assert changes[-1].router_queue_threshold == (2 if measures else None)
+    assert ("router_queue_threshold cannot change while a frontend runs" in caplog.text) is not measures

@@ -139,3 +139,32 @@ async def test_wrong_parameters_are_named(start):
         assert answer.status_code == 400, text
         assert answer.json()["error"]["param"] == "x-dynamo-router"
         assert "overlap-score-credit" in answer.text
+
+
+async def test_the_body_may_bring_parameters_as_well(start):
+    deployment = await start()
+    await decision(deployment, ADMIN)
+    blind = {"prompt": STORY, "nvext": {"router": {"overlap_score_credit": 0, "recent_load_tokens": 0}}}
+    # Whatever the load of the first request is booked as, its blocks do not count.
+    told = await decision(deployment, ADMIN, headers={"x-dynamo-router": "overlap-score-credit=9"}, **blind)
+    assert max(costs(told)) - min(costs(told)) <= 1
+    for value in (-1, 2e6):
+        answer = await send(deployment, ADMIN, prompt=STORY, nvext={"router": {"temperature": value}})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "nvext.router.temperature")
+    refused = await send(deployment, ONE, **blind)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "nvext.router")
+
+
+@pytest.mark.parametrize("router", [{}, {"router_request_overrides": True}, {"router_mode": "direct"}])
+async def test_who_may_not_bring_parameters_may_not_choose_the_worker(start, router):
+    deployment = await start(**router)
+    asked = {"prompt": "hello", "nvext": {"extra_fields": ["worker_id"]}}
+    worker = (await send(deployment, ADMIN, **asked)).json()["nvext"]["worker_id"]["decode_worker_id"]
+    asked["nvext"]["backend_instance_id"] = worker
+    assert (await send(deployment, ADMIN, **asked)).json()["nvext"]["worker_id"]["decode_worker_id"] == worker
+    answer = await send(deployment, ONE, **asked)
+    if router:
+        assert answer.json()["nvext"]["worker_id"]["decode_worker_id"] == worker
+    else:
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "nvext.backend_instance_id")
+        assert "--router-request-overrides" in answer.text

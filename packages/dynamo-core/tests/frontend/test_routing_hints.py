@@ -46,6 +46,11 @@ def test_what_is_no_parameter_is_named(text):
     assert "overlap-score-credit" in caught.value.hint
 
 
+def test_without_keys_everybody_is_trusted():
+    headers = {"x-dynamo-router": "temperature=1"}
+    assert hints(ANONYMOUS, headers).overrides == RouterOverrides(temperature=1.0)
+
+
 def test_a_session_has_a_longest_name():
     with pytest.raises(InvalidRequest, match="257 characters"):
         hints(TEAM, {"x-dynamo-session-id": "x" * 257})

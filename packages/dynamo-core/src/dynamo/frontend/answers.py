@@ -8,12 +8,13 @@ an `AnswerFormat`; endpoints whose answers are lists of parts use `dynamo.fronte
 from __future__ import annotations
 
 import abc
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
 
-from dynamo.errors import DynamoError
+from dynamo.errors import DynamoError, EngineError
 from dynamo.frontend.generation import Delta, Generation
 from dynamo.frontend.metrics import RequestMetrics
 from dynamo.protocols.llm import TokenLogprob, Usage
@@ -30,6 +31,8 @@ __all__ = [
     "start_events",
     "usage_body",
 ]
+
+logger = logging.getLogger(__name__)
 
 _json = msgspec.json.Encoder().encode
 _SSE_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -114,18 +117,29 @@ class Answer(abc.ABC):
         """Generation callback."""
         if self._ended:
             return
+        try:
+            self._finish(choice, reason, usage)
+        except Exception:
+            # The generation has ended: nobody but this answer can still tell the client.
+            logger.exception("the answer of a request for %s could not be completed", self._metrics.endpoint)
+            self._end_with(EngineError("internal error; the server's log has the details"))
+
+    def on_failure(self, choice: int, error: DynamoError) -> None:  # noqa: ARG002
+        """Generation callback: when one choice fails, so does the request."""
+        if not self._ended:
+            self._end_with(error)
+
+    def _finish(self, choice: int, reason: str, usage: Usage) -> None:
         self.finish_choice(choice, reason)
         self._usage[choice] = usage
         self._open_choices -= 1
         if not self._open_choices:
             self._ended = True
+            self._generations = ()  # they lead back here
             self.complete(self._total_usage())
             self._metrics.end(200)
 
-    def on_failure(self, choice: int, error: DynamoError) -> None:  # noqa: ARG002
-        """Generation callback: when one choice fails, so does the request."""
-        if self._ended:
-            return
+    def _end_with(self, error: DynamoError) -> None:
         self._ended = True
         self._cancel_generations()
         self.fail(error)
@@ -146,7 +160,8 @@ class Answer(abc.ABC):
                 generation.pause()
 
     def _cancel_generations(self) -> None:
-        for generation in self._generations:
+        generations, self._generations = self._generations, ()
+        for generation in generations:
             generation.cancel()
 
     def _total_usage(self) -> Usage:
@@ -155,6 +170,7 @@ class Answer(abc.ABC):
             prompt_tokens=sum(usage.prompt_tokens for usage in firsts),
             completion_tokens=sum(usage.completion_tokens for usage in self._usage.values()),
             cached_tokens=sum(usage.cached_tokens for usage in firsts),
+            reasoning_tokens=sum(usage.reasoning_tokens for usage in self._usage.values()),
         )
 
 
@@ -258,4 +274,5 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }

@@ -32,6 +32,7 @@ from dynamo.frontend.responses import render_error as response_error
 from dynamo.frontend.routes import Access, Route, install
 from dynamo.frontend.routing_pages import RoutingPages
 from dynamo.frontend.security import Cors, TlsFiles, create_security
+from dynamo.frontend.serving_page import ServingPage
 from dynamo.frontend.settings import FrontendSettings
 from dynamo.frontend.shared_metrics import SharedMetrics
 from dynamo.frontend.sqlite_store import SqliteStore
@@ -48,6 +49,7 @@ from dynamo.router.settings import RouterSettings
 from dynamo.router.shadow import shadow_policies
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.http import HttpLimits, HttpServer, RouteHandler
+from dynamo.runtime.system_access import system_access
 from dynamo.runtime.telemetry import METRICS_CONTENT_TYPE
 
 __all__ = ["Frontend"]
@@ -72,9 +74,9 @@ class Frontend:
         policy = policy_for_mode(router.router_mode, plugins(), router)
         shadows = shadow_policies(router, plugins())
         needs_facts = policy.needs_facts or any(shadow.policy.needs_facts for shadow in shadows)
-        self._follows_caches = router.router_use_kv_events and (
-            needs_facts or router.router_queue_threshold is not None
-        )
+        # The queue looks at what workers have to compute, whatever the mode.
+        self._measures = needs_facts or router.router_queue_threshold is not None
+        self._follows_caches = router.router_use_kv_events and self._measures
         state_directory = runtime.settings.state_directory()
         store_directory = Path(settings.store_dir or state_directory / "frontend")
         cache = ArtifactCache(Path(settings.artifact_cache_dir or state_directory / "artifacts"))
@@ -137,12 +139,15 @@ class Frontend:
         port = await self.server.listen(
             settings.http_host, settings.http_port, tls=tls, reuse_port=settings.http_reuse_port, flag="--http-port"
         )
+        if runtime.system_server is not None:
+            access, keyed = system_access(runtime.settings), self._security is not None
+            ServingPage(self.models, settings, access, asks_for_key=keyed).install(runtime.system_server)
         logger.info("listening on %s://%s:%d", "http" if tls is None else "https", settings.http_host, port)
         if self._batches is not None:
             self._batches.start(self._table)
         if self._shared_metrics is not None:
             self._shared_metrics.start()
-        remote = follow_router_settings(runtime.settings, self._router, self._reconfigure)
+        remote = follow_router_settings(runtime.settings, self._router, self._reconfigure, measures=self._measures)
         watches = [asyncio.ensure_future(watch) for watch in self._watches()]
         try:
             await runtime.stopping.wait()
@@ -200,6 +205,7 @@ class Frontend:
             model=model,
             replicas=self._replicas.sync if self._replicas is not None else None,
             queue_metrics=self._queue_metrics.of(model),
+            measures=self._measures,
         )
         table.set_thresholds(self._busy.of(model))
         return table
@@ -220,7 +226,6 @@ class Frontend:
         models, tokens = ModelPages(self.models), self._tokenization
         private = self._security is not None
         probes = Probes(self._runtime, self.models, private=private, shared=self._shared_metrics)
-        pages = ApiPages()
         routing = self._routing_pages()
         chat: RouteHandler = self._pipeline.chat
         texts: RouteHandler = self._pipeline.completions
@@ -239,8 +244,6 @@ class Frontend:
             Route("GET", "/health", probes.health, "Whether this frontend is ready.", free),
             Route("GET", "/live", probes.live, "Whether this process answers.", free),
             Route("GET", "/metrics", probes.metrics, "Metrics.", metrics, response=METRICS_CONTENT_TYPE),
-            Route("GET", "/openapi.json", pages.document, "This document.", free),
-            Route("GET", "/docs", pages.page, "This document for people.", free, response="text/html"),
         ]
         routes += self._response_routes() + self._message_routes() + self._busy.routes()
         if self._batches is not None:
@@ -251,8 +254,7 @@ class Frontend:
                 Route("GET", "/debug/routing", routing.every, "The last routing decisions, newest first."),
                 Route("GET", "/debug/routing/{request_id}", routing.one, "Why a request went where it went."),
             ]
-        pages.describe(routes)
-        return routes
+        return ApiPages().added(routes)
 
     def _response_routes(self) -> list[Route]:
         served, one = self._responses, "/v1/responses/{response}"

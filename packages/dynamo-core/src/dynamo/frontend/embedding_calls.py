@@ -45,11 +45,11 @@ class EmbeddingCalls:
             )
             candidate = model.candidates.select(route, time.monotonic())
             request.dp_rank = candidate.key.dp_rank
-            candidate.sent()
+            probe = candidate.sent()
             try:
                 vector = await self._ask(candidate.record, request)
             except DynamoError as error:
-                candidate.failed(error, time.monotonic())
+                candidate.failed(error, time.monotonic(), probe)
                 if tries_left <= 0 or not _may_go_elsewhere(error, request):
                     raise
                 # Counted, since a lone worker is asked again although it has failed.
@@ -60,7 +60,7 @@ class EmbeddingCalls:
                 candidate.breaker.succeeded()
                 return vector
             finally:
-                candidate.ended()
+                candidate.ended(probe)
 
     async def _ask(self, worker: InstanceRecord, request: PreprocessedRequest) -> bytes:
         context = Context(request.request_id, deadline_unix_seconds=request.deadline_unix_seconds, trace=request.trace)

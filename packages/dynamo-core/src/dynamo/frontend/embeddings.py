@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Coroutine, Iterable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import msgspec
@@ -19,14 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from dynamo.errors import DynamoError, EngineError, InvalidRequest
+from dynamo.frontend.body_bounds import check_ids_length
 from dynamo.frontend.embedding_calls import EmbeddingCalls
 from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
+from dynamo.frontend.preparation import Preparations
 from dynamo.frontend.queue_place import queue_place
 from dynamo.frontend.refusals import Refusals, check_room, request_id
 from dynamo.frontend.requests import Priority, decode_body
 from dynamo.frontend.settings import FrontendSettings
-from dynamo.frontend.token_inputs import checked_ids, encode_texts
+from dynamo.frontend.token_inputs import check_texts_fit, checked_id_lists, encode_texts
 from dynamo.protocols.llm import PreprocessedRequest, StopConditions, pack_token_ids
 from dynamo.runtime.http import Exchange
 from dynamo.runtime.tasks import Tasks
@@ -80,6 +83,7 @@ class Embeddings:
         self._metrics = metrics
         self._tracing = tracing
         self._settings = settings
+        self._preparations = Preparations(metrics)
         self._tasks = Tasks()
 
     def handle(self, exchange: Exchange) -> None:
@@ -87,20 +91,28 @@ class Embeddings:
         with Refusals(self._metrics, exchange, _ENDPOINT):
             check_room(self._metrics, self._settings.max_inflight_requests)
             request = decode_body(exchange.body, EmbeddingRequest, strict=self._settings.strict)
-            _check(request, self._settings.max_embedding_inputs)
             model = self._models.get(request.model)
+            _check(request, self._settings.max_embedding_inputs, model.context_length_tokens)
             if "embedding" not in model.card.types:
                 raise InvalidRequest(f"the engine that serves {request.model!r} has no embeddings", param="model")
-            task = self._tasks.spawn(self._serve(exchange, request, model))
-            exchange.on_disconnect(lambda: _cancel(task))
+            start = partial(self._start, exchange, request, model)
+            self._preparations.begin(exchange, _ENDPOINT, _tokenize(request, model), start)
 
     async def close(self) -> None:
         """Stop what is running."""
+        await self._preparations.close()
         await self._tasks.cancel()
 
-    async def _serve(self, exchange: Exchange, request: EmbeddingRequest, model: ServedModel) -> None:
+    def _start(
+        self, exchange: Exchange, request: EmbeddingRequest, model: ServedModel, inputs: list[npt.NDArray[np.uint32]]
+    ) -> None:
+        task = self._tasks.spawn(self._serve(exchange, request, model, inputs))
+        exchange.on_disconnect(lambda: _cancel(task))
+
+    async def _serve(
+        self, exchange: Exchange, request: EmbeddingRequest, model: ServedModel, inputs: list[npt.NDArray[np.uint32]]
+    ) -> None:
         with Refusals(self._metrics, exchange, _ENDPOINT):
-            inputs = await _tokenize(request, model)
             name = f"embd-{request_id(exchange)}"
             attributes = {"request_id": name, "gen_ai.request.model": model.name}
             span = self._tracing.span(_ENDPOINT, trace_context(exchange.headers), attributes)
@@ -159,22 +171,20 @@ async def _all_or_none(work: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 async def _tokenize(request: EmbeddingRequest, model: ServedModel) -> list[npt.NDArray[np.uint32]]:
     tokenizer = model.text.tokenizer
-    texts = [request.input] if isinstance(request.input, str) else _of_type(request.input, str)
-    if texts:
-        inputs = await encode_texts(tokenizer, texts, add_special_tokens=True)
+    # All parts are of one type: see `_check`.
+    parts: Any = [request.input] if isinstance(request.input, str) else request.input
+    if isinstance(parts[0], str):
+        await check_texts_fit(tokenizer, parts, model.context_length_tokens, "an input", "input")
+        inputs = await encode_texts(tokenizer, parts, add_special_tokens=True)
     else:
-        single = _of_type(request.input, int)
-        lists = [single] if single else _of_type(request.input, list)
-        inputs = [checked_ids(tokenizer, ids, "input") for ids in lists]
-    for index, ids in enumerate(inputs):
-        if not len(ids):
+        lists = [parts] if isinstance(parts[0], int) else parts
+        for index, ids in enumerate(lists):
+            check_ids_length(ids, model.context_length_tokens, f"input {index}", "input")
+        inputs = await checked_id_lists(tokenizer, lists, "input")
+    for index, found in enumerate(inputs):
+        if not len(found):
             raise InvalidRequest(f"input {index} has no tokens", param="input")
-        if len(ids) > model.context_length_tokens:
-            raise InvalidRequest(
-                f"this model's context is {model.context_length_tokens} tokens; input {index} has {len(ids)}",
-                param="input",
-                reason="context_length_exceeded",
-            )
+        check_ids_length(found, model.context_length_tokens, f"input {index}", "input")
     return inputs
 
 
@@ -206,21 +216,21 @@ def _vector_body(packed: bytes, encoding_format: str) -> msgspec.Raw:
     return msgspec.Raw(_json(np.frombuffer(packed, dtype="<f4").tolist()))
 
 
-def _check(request: EmbeddingRequest, max_inputs: int) -> None:
+def _check(request: EmbeddingRequest, max_inputs: int, context_length_tokens: int) -> None:
     if request.dimensions is not None:
         raise InvalidRequest("'dimensions' is not supported: vectors come as the model makes them", param="dimensions")
     parts = [request.input] if isinstance(request.input, str) else request.input
-    if not parts or "" in parts:
-        raise InvalidRequest("'input' and its texts must not be empty", param="input")
-    if len({type(part) for part in parts}) > 1:
+    if not parts:
+        raise InvalidRequest("'input' must not be empty", param="input")
+    # Lengths first: what there may be millions of is not walked through.
+    if isinstance(parts[0], int):
+        check_ids_length(parts, context_length_tokens, "input 0", "input")
+    elif len(parts) > max_inputs:
+        raise InvalidRequest(f"'input' has {len(parts)} inputs; at most {max_inputs} are allowed", param="input")
+    if "" in parts:
+        raise InvalidRequest("texts of 'input' must not be empty", param="input")
+    if len(set(map(type, parts))) > 1:
         raise InvalidRequest("'input' mixes texts and token ids", param="input")
-    count = 1 if isinstance(parts[0], int) else len(parts)
-    if count > max_inputs:
-        raise InvalidRequest(f"'input' has {count} inputs; at most {max_inputs} are allowed", param="input")
-
-
-def _of_type(parts: Any, kind: type[Any]) -> list[Any]:
-    return [part for part in parts if isinstance(part, kind)]
 
 
 def _cancel(task: asyncio.Task[None]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -17,10 +18,12 @@ from dynamo.errors import DynamoError, EngineError, NoInstances, ResponseTimeout
 from dynamo.frontend.metrics import RequestMetrics
 from dynamo.frontend.models import ServedModel
 from dynamo.frontend.placement import Placement
+from dynamo.frontend.reasoning_tokens import ReasoningTokens
 from dynamo.frontend.request_log import RequestEntry, RequestLog
 from dynamo.parsers import OutputParser
 from dynamo.preprocessor.detokenizer import Detokenizer
 from dynamo.protocols.addressing import format_instance_id
+from dynamo.protocols.claims import Claim
 from dynamo.protocols.llm import LLMEngineOutput, PreprocessedRequest, TokenLogprob, Usage, pack_token_ids
 from dynamo.protocols.parsing import ParsedDelta, ToolCallDelta
 from dynamo.protocols.planes import PlaneStream, RequestPlane
@@ -50,6 +53,8 @@ class Delta(msgspec.Struct):
     prompt_logprobs: list[TokenLogprob | None] | None = None
     reasoning: str = ""
     tool_calls: list[ToolCallDelta] = []
+    reasoning_tokens: int = 0
+    """See `dynamo.frontend.reasoning_tokens`; tokens of earlier deltas whose text comes now are among them."""
 
 
 class GenerationConsumer(Protocol):
@@ -98,6 +103,9 @@ class Generation:
         self._model = model
         self._detokenizer = detokenizer
         self._parser = parser
+        self._reasoning_tokens: ReasoningTokens | None = None
+        if parser is not None and parser.reads_reasoning:
+            self._reasoning_tokens = ReasoningTokens(model.text.tokenizer, special_tokens=parser.needs_special_tokens)
         self._consumer = consumer
         self._plane = services.plane
         self._metrics = metrics
@@ -119,6 +127,7 @@ class Generation:
         self._stream: PlaneStream | None = None
         self._paused = False
         self._done = False
+        self._has_prompt_logprobs = False
 
     @property
     def stop_string(self) -> str | None:
@@ -146,8 +155,24 @@ class Generation:
 
     def admitted(self) -> None:
         """See `dynamo.router.queue.QueueUser`."""
+        self._try(self._ask)
+
+    def _ask(self) -> None:
+        """Choose a worker; before that, let one come forward, where the router takes who does."""
+        request = self._route_request()
+        claim = self._model.candidates.claim(request, time.monotonic())
+        if claim is None:
+            self._send(request)
+        else:
+            claim.add_done_callback(lambda answer: self._claimed(request, answer.result()))
+
+    def _claimed(self, request: RouteRequest, claim: Claim | None) -> None:
+        if not self._done:
+            self._try(lambda: self._send(msgspec.structs.replace(request, claim=claim)))
+
+    def _try(self, step: Callable[[], None]) -> None:
         try:
-            self._send()
+            step()
         except DynamoError as error:
             self._fail(error)
         except Exception as error:
@@ -177,7 +202,7 @@ class Generation:
             overrides=hints.overrides,
         )
 
-    def _send(self) -> None:
+    def _send(self, route_request: RouteRequest) -> None:
         """Choose a worker and send it the request.
 
         Raises:
@@ -185,7 +210,7 @@ class Generation:
             Overloaded: all workers are busy.
         """
         request = self._request
-        route = self._model.candidates.route(self._route_request(), time.monotonic())
+        route = self._model.candidates.route(route_request, time.monotonic())
         request.dp_rank = route.worker.dp_rank
         self._metrics.worker = route.worker
         self._route = route
@@ -222,8 +247,10 @@ class Generation:
 
     def on_items(self, items: list[bytes]) -> None:
         """Outputs of the engine."""
+        if self._done:
+            return
         assert self._context is not None
-        if self._done or self._context.cancelled:
+        if self._context.cancelled:
             return
         if self._route is not None:
             self._route.answered(time.monotonic())
@@ -286,7 +313,8 @@ class Generation:
         if self._done:
             return
         try:
-            self._send()
+            # Nobody is asked to claim it: the client has waited long enough.
+            self._send(self._route_request())
         except NoInstances as nobody:
             if time.monotonic() < until and not self._out_of_time():
                 asyncio.get_running_loop().call_later(_WAIT_POLL_SECONDS, self._go_on, error, until)
@@ -301,12 +329,20 @@ class Generation:
             self._fail_inside(inner)
 
     def _fail_inside(self, error: Exception) -> None:
-        """A router plugin may raise anything; the request must still end, and be counted as ended."""
+        """A plugin may raise anything; the request must still end, and be counted as ended."""
         failure = EngineError("internal error; the server's log has the details")
         failure.__cause__ = error
         self._fail(failure)
 
     def _take(self, output: LLMEngineOutput) -> None:
+        try:
+            self._deliver(output)
+        except Exception as error:
+            # A parser's mistake is the same with every worker: the stream does not go on at another one.
+            logger.exception("the output of request %s could not be read", self._request.request_id)
+            self._fail_inside(error)
+
+    def _deliver(self, output: LLMEngineOutput) -> None:
         ids = output.token_ids
         usage = output.usage
         if usage is not None:
@@ -325,14 +361,16 @@ class Generation:
         if reason not in (None, "cancelled") and not stopped:
             text += detokenizer.finish()
             stopped = detokenizer.stopped is not None
+        if output.prompt_logprobs:
+            self._has_prompt_logprobs = True
         if ids or text or output.prompt_logprobs:
             delta = Delta(text, ids, output.logprobs, output.prompt_logprobs)
             if self._parser is not None:
-                _parse(self._parser, delta, last=stopped or reason not in (None, "cancelled"))
+                self._parse(self._parser, delta, last=stopped or reason not in (None, "cancelled"))
             self._consumer.on_delta(self.choice, delta)
         elif self._parser is not None and (stopped or reason in ("stop", "length")):
             delta = Delta("", ids)
-            _parse(self._parser, delta, last=True)
+            self._parse(self._parser, delta, last=True)
             self._consumer.on_delta(self.choice, delta)
         if stopped:
             self._finish("stop")
@@ -349,9 +387,22 @@ class Generation:
         if reason == "stop" and self._parser is not None and self._parser.made_tool_calls:
             reason = "tool_calls"
         self._end(reason, stop_engine=self._detokenizer.stopped is not None)
-        self._consumer.on_finish(
-            self.choice, reason, Usage(self._prompt_tokens, completion_tokens, self._cached_tokens)
-        )
+        # What came behind a stop string counts for nothing.
+        reasoning_tokens = min(self._reasoning_tokens.count, completion_tokens) if self._reasoning_tokens else 0
+        usage = Usage(self._prompt_tokens, completion_tokens, self._cached_tokens, reasoning_tokens)
+        self._consumer.on_finish(self.choice, reason, usage)
+
+    def _parse(self, parser: OutputParser, delta: Delta, *, last: bool) -> None:
+        """Replace the text of `delta` by what the parser makes of it, and with `last` of what it held back."""
+        parsed = parser.feed(delta.text) if delta.text else ParsedDelta()
+        if last:
+            rest = parser.finish()
+            parsed = ParsedDelta(
+                parsed.content + rest.content, parsed.reasoning + rest.reasoning, parsed.tool_calls + rest.tool_calls
+            )
+        if self._reasoning_tokens is not None:
+            delta.reasoning_tokens = self._reasoning_tokens.add(delta.token_ids, delta.text, parsed)
+        delta.text, delta.reasoning, delta.tool_calls = parsed.content, parsed.reasoning, parsed.tool_calls
 
     def _fail(self, error: DynamoError) -> None:
         if not self._done:
@@ -369,6 +420,8 @@ class Generation:
         self._release()
         if stop_engine and self._context is not None:
             self._context.cancel()
+        # The stream leads back here: what stays in a circle waits for the garbage collector, with prompt and body.
+        self._stream = self._context = None
 
     def _log_entry(self, reason: str) -> RequestEntry:
         request, metrics, route = self._request, self._metrics, self._route
@@ -416,6 +469,11 @@ class Generation:
     def _continuation(self) -> PreprocessedRequest:
         """The same request with the tokens so far behind the prompt."""
         request = self._request
+        if self._has_prompt_logprobs:
+            # The answer so far is part of the next prompt, and the client has those of its own.
+            request = msgspec.structs.replace(
+                request, sampling=msgspec.structs.replace(request.sampling, prompt_logprobs=None)
+            )
         new_tokens = len(self._token_ids) - request.prior_output_tokens
         if not new_tokens:
             return request
@@ -429,21 +487,12 @@ class Generation:
         )
 
 
-def _parse(parser: OutputParser, delta: Delta, *, last: bool) -> None:
-    """Replace the text of `delta` by what the parser makes of it, and with `last` of what it held back."""
-    parsed = parser.feed(delta.text) if delta.text else ParsedDelta()
-    if last:
-        rest = parser.finish()
-        parsed = ParsedDelta(
-            parsed.content + rest.content, parsed.reasoning + rest.reasoning, parsed.tool_calls + rest.tool_calls
-        )
-    delta.text, delta.reasoning, delta.tool_calls = parsed.content, parsed.reasoning, parsed.tool_calls
-
-
 def _merge(into: LLMEngineOutput, later: LLMEngineOutput) -> None:
     into.token_ids += later.token_ids
     if later.logprobs is not None:
         into.logprobs = (into.logprobs or []) + later.logprobs
+    if later.prompt_logprobs is not None:
+        into.prompt_logprobs = later.prompt_logprobs
     into.finish_reason = later.finish_reason or into.finish_reason
     into.stop_reason = later.stop_reason if later.stop_reason is not None else into.stop_reason
     into.usage = later.usage or into.usage

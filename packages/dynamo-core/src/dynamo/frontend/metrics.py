@@ -26,7 +26,9 @@ class FrontendMetrics:
         prefix = "dynamo_frontend"
         self.access_log: AccessLog | None = None
         self.open_requests = 0
-        """Requests in work now, over all models."""
+        """Requests in work now, over all models; also those whose prompts are still being made ready."""
+        self.preparing_bytes = 0
+        """Bodies of the latter."""
         self._models: dict[str, _ModelMetrics] = {}
         self.requests = Counter(
             f"{prefix}_requests",
@@ -108,6 +110,7 @@ class RequestMetrics:
         "_tokens",
         "_was_cancelled",
         "prompt_tokens",
+        "routing",
         "span",
         "worker",
     )
@@ -118,6 +121,8 @@ class RequestMetrics:
         self.span = span
         self.worker: WorkerKey | None = None
         """Where the request is, or was last."""
+        self.routing: dict[str, Any] | None = None
+        """Why it is there, for a client that asked for it in the body."""
         self._request_id = request_id
         self._identity = current_identity()
         self._families = families

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: Of a name that nobody has announced, which may be as long as a body.
 _SHOWN_CHARACTERS = 256
+#: Before the text side of a model is asked for again; twice as long each time, up to the second one.
+_RETRY_SECONDS = (0.5, 2.0)
 
 
 class ServedModel:
@@ -89,6 +91,9 @@ class ServedModels:
         self._names: dict[str, str] = {}
         self._adapters = AdapterTable()
         self._pending: dict[str, list[InstanceRecord]] = {}
+        """Of models whose text side is being read, by one task each: the workers that have come for it."""
+        self._refused: dict[str, dict[int, InstanceRecord]] = {}
+        """Workers whose text side differs from what is served, oldest first: they come in when nobody else is left."""
         self._tasks = Tasks()
         self._caught_up = False
         self.feeds = WorkerFeeds(self._table)
@@ -170,8 +175,9 @@ class ServedModels:
         """None once every model that was announced at the start can be served; see `dynamo.runtime.health.Health`."""
         if self._caught_up:
             return None
-        if self._pending:
-            return f"reading the tokenizers of {', '.join(sorted(self._pending))}"
+        awaited = sorted(name for name, records in self._pending.items() if records)
+        if awaited:
+            return f"reading the tokenizers of {', '.join(awaited)}"
         if not all(model.candidates.caught_up() for model in self._models.values()):
             return "reading what the workers have cached"
         self._caught_up = True
@@ -200,27 +206,35 @@ class ServedModels:
     def _add(self, record: InstanceRecord, card: ModelDeploymentCard) -> None:
         model = self._models.get(card.model)
         if model is None:
+            first = card.model not in self._pending
             waiting = self._pending.setdefault(card.model, [])
-            first = not waiting
             # Of one worker the last record counts: its adapters may have changed meanwhile.
             waiting[:] = [other for other in waiting if other.instance_id != record.instance_id] + [record]
             if first:
                 self._tasks.spawn(self._load(card.model))
-        elif card.checksum() != model.checksum and len(model.candidates):
-            logger.error(
-                "worker %014x is not used: its tokenizer or chat template for %r differs from that of the workers "
-                "that serve it already",
-                record.instance_id,
-                card.model,
-            )
-        elif card.checksum() != model.checksum:
-            # The model was replaced while nobody served it: begin anew.
-            replaced = self._models.pop(card.model).candidates
-            replaced.drain()
-            self._tasks.spawn(replaced.close())
-            self._add(record, card)
-        else:
+        elif card.checksum() == model.checksum:
             self._put(model, record, card)
+        elif len(model.candidates):
+            self._refuse(record, card.model)
+        else:
+            # The model was replaced while nobody served it: begin anew.
+            self._forget(model)
+            self._add(record, card)
+
+    def _refuse(self, record: InstanceRecord, name: str) -> None:
+        refused = self._refused.setdefault(name, {})
+        if record.instance_id not in refused:
+            logger.error(
+                "worker %014x is not used while others serve %r: its tokenizer or chat template differs from theirs",
+                record.instance_id,
+                name,
+            )
+        refused[record.instance_id] = record
+
+    def _forget(self, model: ServedModel) -> None:
+        del self._models[model.card.model]
+        model.candidates.drain()
+        self._tasks.spawn(model.candidates.close())
 
     def _put(self, model: ServedModel, record: InstanceRecord, card: ModelDeploymentCard) -> None:
         model.card = card
@@ -234,11 +248,27 @@ class ServedModels:
                 logger.warning("adapter %r of %r has the name of a model and cannot be used", name, card.model)
 
     def _remove(self, instance_id: int) -> None:
-        for model in self._models.values():
-            model.candidates.remove(instance_id)
+        for refused in self._refused.values():
+            refused.pop(instance_id, None)
         self._adapters.remove(instance_id)
         for name, records in self._pending.items():
             self._pending[name] = [record for record in records if record.instance_id != instance_id]
+        for model in list(self._models.values()):
+            model.candidates.remove(instance_id)
+            if not len(model.candidates):
+                self._replace(model)
+
+    def _replace(self, model: ServedModel) -> None:
+        """The last worker is gone: those that it kept out come in, as after a rolling update of the text side.
+
+        The newest goes first; whoever agrees with it serves, the others wait again.
+        """
+        refused = self._refused.pop(model.card.model, {})
+        if refused:
+            self._forget(model)
+        for record in reversed(refused.values()):
+            if record.card is not None:
+                self._add(record, record.card)
 
     def _announced(self) -> set[str]:
         """Names, aliases and adapters of the models that workers have announced and that cannot be served yet."""
@@ -246,27 +276,34 @@ class ServedModels:
         return {name for card in cards if card is not None for name in (card.model, *card.aliases, *card.loras)}
 
     async def _load(self, name: str) -> None:
-        """Fetch the text side from whichever announced worker gives it, then let all of them in."""
+        """Get the text side from whichever announced worker gives it, then let all of them in. One task per model."""
+        delay, longest = _RETRY_SECONDS
         while self._pending.get(name):
             record = self._pending[name][0]
-            card = record.card
-            assert card is not None
             try:
-                text = await self._fetcher.fetch(record, card)
+                made = await self._read(record)
             except DynamoError as error:
                 logger.warning(
                     "cannot read the tokenizer of %r from %014x: %s", name, record.instance_id, error.message
                 )
-                waiting = self._pending[name]
-                if record in waiting:
-                    waiting.append(waiting.pop(waiting.index(record)))
-                await asyncio.sleep(0.5)
-                continue
-            model = ServedModel(card, text, self._make_candidates(name), self._tokenizer_cache_bytes)
-            self._models[name] = model
-            for waiting_record in self._pending.pop(name):
-                if waiting_record.card is not None:
-                    self._add(waiting_record, waiting_record.card)
-            logger.info("model %r is served", name)
-            return
+            except Exception:
+                # Whatever tokenizer, template or plugin did not bear: another worker may bring a better one.
+                logger.exception("cannot make the model %r of what %014x gives", name, record.instance_id)
+            else:
+                self._models[name] = made
+                # Gone before any is added: one that differs may begin the next reading.
+                for waiting in self._pending.pop(name):
+                    if waiting.card is not None:
+                        self._add(waiting, waiting.card)
+                logger.info("model %r is served", name)
+                return
+            self._pending[name].sort(key=lambda other: other.instance_id == record.instance_id)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, longest)
         self._pending.pop(name, None)
+
+    async def _read(self, record: InstanceRecord) -> ServedModel:
+        card = record.card
+        assert card is not None
+        text = await self._fetcher.fetch(record, card)
+        return ServedModel(card, text, self._make_candidates(card.model), self._tokenizer_cache_bytes)

@@ -14,9 +14,11 @@ import msgspec
 
 from dynamo.errors import InvalidRequest
 from dynamo.frontend.metrics import RequestMetrics
+from dynamo.frontend.security.identity import current_identity
 from dynamo.protocols.addressing import InstanceId, WorkerKey
+from dynamo.protocols.routing import RouterOverrides
 
-__all__ = ["AgentHints", "ExtraBody", "Nvext", "annotation_events", "extra_body", "pinned_worker"]
+__all__ = ["AgentHints", "ExtraBody", "Nvext", "annotation_events", "extra_body", "may_steer", "pinned_worker"]
 
 #: Makes the ``nvext`` object of an answer, at its end.
 ExtraBody: TypeAlias = Callable[[], "dict[str, Any]"]
@@ -58,6 +60,10 @@ class Nvext(msgspec.Struct):
     extra_fields: list[str] | None = None
     """What the answer's ``nvext`` shall hold: ``worker_id``, ``timing``."""
     agent_hints: AgentHints | None = None
+    router: RouterOverrides | None = None
+    """Cost parameters for this request, as the header x-dynamo-router gives them; they count more."""
+    explain: bool | None = None
+    """Whether the answer's ``nvext`` shall hold ``routing``, as the header x-dynamo-explain asks for."""
     use_raw_prompt: Any = None
     prefill_worker_id: Any = None
     max_thinking_tokens: Any = None
@@ -65,24 +71,39 @@ class Nvext(msgspec.Struct):
     session_control: Any = None
 
 
-def pinned_worker(nvext: Nvext | None) -> WorkerKey | None:
+def may_steer(*, for_all: bool) -> bool:
+    """Whether the current client may choose its worker, or change what the router goes by: both can crowd a worker.
+
+    Where there are API keys, others are protected from that: only admins may, unless the server lets all.
+    """
+    identity = current_identity()
+    return for_all or identity.admin or not identity.name
+
+
+def pinned_worker(nvext: Nvext | None, *, pins_for_all: bool) -> WorkerKey | None:
     """The worker that the client chose; None: the router chooses.
 
     Raises:
-        InvalidRequest: what should name it names no worker.
+        InvalidRequest: what should name it names no worker, or the client may not choose.
     """
     if nvext is None:
         return None
     given = nvext.backend_instance_id if nvext.backend_instance_id is not None else nvext.decode_worker_id
     if given is None:
         return None
+    if not may_steer(for_all=pins_for_all):
+        raise InvalidRequest(
+            "this server does not let requests choose their worker",
+            param="nvext.backend_instance_id",
+            hint="leave the field out, use an admin key, or start the frontend with --router-request-overrides",
+        )
     return WorkerKey(InstanceId(_instance_number(given)), nvext.dp_rank or 0)
 
 
 def extra_body(nvext: Nvext, metrics: RequestMetrics) -> ExtraBody | None:
     """What makes the ``nvext`` of the answer; None when nothing of it was asked for."""
     wanted = [name for name in nvext.extra_fields or () if name in _EXTRA_FIELDS]
-    if not wanted:
+    if not wanted and not nvext.explain:
         return None
     received = time.time()
 
@@ -91,6 +112,8 @@ def extra_body(nvext: Nvext, metrics: RequestMetrics) -> ExtraBody | None:
         if "worker_id" in wanted and metrics.worker is not None:
             instance, rank = metrics.worker
             body["worker_id"] = {"decode_worker_id": int(instance), "decode_dp_rank": rank}
+        if metrics.routing is not None:
+            body["routing"] = metrics.routing
         if "timing" in wanted:
             ttft, total = metrics.seconds_so_far()
             body["timing"] = {

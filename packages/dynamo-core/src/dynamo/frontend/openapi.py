@@ -44,17 +44,23 @@ class Error(msgspec.Struct):
 
 
 class ApiPages:
-    """The two route handlers; both bodies are made once, from the routes given to `describe`."""
+    """The two route handlers; both bodies are made once, from the routes given to `added`."""
 
     def __init__(self) -> None:
         self._document = b""
         self._page = b""
 
-    def describe(self, routes: Sequence[Route]) -> None:
-        """Make both pages. The routes hold this object's own handlers too, so they come after it."""
-        document = openapi_document(routes)
+    def added(self, routes: Sequence[Route]) -> list[Route]:
+        """`routes` and those of both pages, which describe them all."""
+        whole = [
+            *routes,
+            Route("GET", "/openapi.json", self.document, "This document.", Access.OPEN),
+            Route("GET", "/docs", self.page, "This document for people.", Access.OPEN, response="text/html"),
+        ]
+        document = openapi_document(whole)
         self._document = msgspec.json.encode(document)
         self._page = docs_page(document).encode()
+        return whole
 
     def document(self, exchange: Exchange) -> None:
         """The OpenAPI document."""

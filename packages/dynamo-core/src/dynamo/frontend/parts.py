@@ -60,8 +60,6 @@ class Outcome(msgspec.Struct):
     stop_string: str | None
     """The client's stop string that ended it, if one did."""
     usage: Usage
-    reasoning_tokens: int
-    """Of the completion tokens; where one wake-up brings reasoning and more, the tokens are divided by characters."""
 
 
 #: Gets the outcome, and what sends the end of the answer: to be called once, now or later.
@@ -124,7 +122,6 @@ class PartAnswer(Answer):
         self._events: list[bytes] = []
         self._reason = ""
         self._stop_string: str | None = None
-        self._reasoning_tokens = 0
         self._token_text = token_text
         self._held_logprobs: list[TokenLogprob] = []
         """Of tokens whose text is not out yet."""
@@ -133,9 +130,8 @@ class PartAnswer(Answer):
         """Sort what has come into parts, and stream it."""
         if delta.reasoning:
             self._append("reasoning", delta.reasoning)
-            self._reasoning_tokens += _reasoning_tokens(delta)
         if delta.logprobs:
-            self._held_logprobs += delta.logprobs[_reasoning_tokens(delta) if delta.reasoning else 0 :]
+            self._held_logprobs += delta.logprobs[delta.reasoning_tokens :]
         if delta.text:
             self._append("text", delta.text)
         elif delta.reasoning or delta.tool_calls:
@@ -157,7 +153,7 @@ class PartAnswer(Answer):
 
     def complete(self, usage: Usage) -> None:
         """Send the end, when what comes before it is done."""
-        outcome = Outcome(self._parts, self._reason, self._stop_string, usage, self._reasoning_tokens)
+        outcome = Outcome(self._parts, self._reason, self._stop_string, usage)
         if self._before_end is None:
             self._send(outcome)
         else:
@@ -207,7 +203,7 @@ class PartAnswer(Answer):
             held, self._held_logprobs = self._held_logprobs, []
             # What begins a text may come with the mark that ended the reasoning before it.
             part.new_logprobs = held if part.pieces or self._token_text is None else _tail(held, text, self._token_text)
-            part.logprobs = part.logprobs + part.new_logprobs
+            part.logprobs += part.new_logprobs
         else:
             part.new_logprobs = []
         part.pieces.append(text)
@@ -236,12 +232,6 @@ def _tail(logprobs: list[TokenLogprob], text: str, token_text: Callable[[int], s
         start -= 1
         missing -= len(token_text(logprobs[start].token_id))
     return logprobs[start:]
-
-
-def _reasoning_tokens(delta: Delta) -> int:
-    """Tokens of a delta's reasoning. The engine's tokens are not marked, so a mixed delta is divided by characters."""
-    others = len(delta.text) + sum(len(call.arguments) for call in delta.tool_calls)
-    return round(len(delta.token_ids) * len(delta.reasoning) / (len(delta.reasoning) + others))
 
 
 def argument_object(arguments: str) -> dict[str, Any]:

@@ -7,8 +7,9 @@ come in at `Pipeline.begin_chat`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
 
 import msgspec
 
@@ -19,9 +20,10 @@ from dynamo.frontend.generation import Generation, Services
 from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
 from dynamo.frontend.nvext import Nvext, annotation_events, extra_body
-from dynamo.frontend.placement import request_placement
+from dynamo.frontend.placement import Placement, explaining, request_placement
+from dynamo.frontend.preparation import Preparations
 from dynamo.frontend.prompts import Prompt, Prompts, chat_prompts, completion_prompts, prompt_count
-from dynamo.frontend.refusals import Refusals, check_room, request_id
+from dynamo.frontend.refusals import Ending, Refusals, check_room, request_id
 from dynamo.frontend.request_log import RequestLog
 from dynamo.frontend.requests import (
     ChatRequest,
@@ -41,7 +43,6 @@ from dynamo.preprocessor.detokenizer import Detokenizer
 from dynamo.protocols.llm import GuidedDecoding, PreprocessedRequest, SamplingOptions, pack_token_ids
 from dynamo.protocols.planes import RequestPlane
 from dynamo.runtime.http import Exchange
-from dynamo.runtime.tasks import Tasks
 from dynamo.runtime.tracing import Tracing, trace_context
 
 __all__ = ["ChatCall", "MakeAnswer", "Pipeline"]
@@ -98,7 +99,7 @@ class Pipeline:
         )
         self._metrics = metrics
         self._settings = settings
-        self._tasks = Tasks()
+        self._preparations = Preparations(metrics)
 
     def chat(self, exchange: Exchange) -> None:
         """Route handler of chat completions."""
@@ -130,10 +131,10 @@ class Pipeline:
             request = decode_body(exchange.body, CompletionRequest, strict=self._settings.strict)
             take_hints(request)
             check_common(request, max_stop_strings=self._settings.max_stop_strings)
-            check_completion(request)
+            model = self._models.get(request.model)
+            check_completion(request, model.context_length_tokens)
             # Before anything is tokenized: thousands of prompts in one body are refused for free.
             self._check_choices((request.n or 1) * prompt_count(request))
-            model = self._models.get(request.model)
             answer_id = f"cmpl-{request_id(exchange)}"
 
             def make_answer(model: ServedModel, prompts: list[Prompt], metrics: RequestMetrics) -> Answer:
@@ -175,11 +176,11 @@ class Pipeline:
         guided = guided_decoding(request, supported) or tool_grammar(request, supported)
         job = _Job(call.exchange, call.endpoint, call.id, request, model, limit, call.make_answer, guided)
         job.make_parser = lambda prompt: chat_parser(request, model, prompt.text)
-        self._begin(job, chat_prompts(request, model))
+        self._begin(job, chat_prompts(request, model, len(call.exchange.body)))
 
     async def close(self) -> None:
         """Stop what is being prepared."""
-        await self._tasks.cancel()
+        await self._preparations.close()
 
     def _check_choices(self, total: int) -> None:
         if total > self._settings.max_choices:
@@ -190,24 +191,19 @@ class Pipeline:
     def _begin(self, job: _Job, prompts: Prompts) -> None:
         if isinstance(prompts, list):
             self._start(job, prompts)
-            return
-        self._tasks.spawn(self._start_later(job, prompts))
-
-    async def _start_later(self, job: _Job, prompts: Coroutine[Any, Any, list[Prompt]]) -> None:
-        with Refusals(self._metrics, job.exchange, job.endpoint):
-            ready = await prompts
-            if not job.exchange.disconnected:
-                self._start(job, ready)
+        else:
+            self._preparations.begin(job.exchange, job.endpoint, prompts, partial(self._start, job))
 
     def _start(self, job: _Job, prompts: list[Prompt]) -> None:
         """Make one generation per prompt and choice, and an answer that follows them."""
         request, model = job.request, job.model
-        choices = request.n or 1
         limits = [_token_limit(prompt, job.max_tokens, model.context_length_tokens) for prompt in prompts]
-        stops = stop_strings(request)
-        overrides_for_all = model.candidates.overrides_for_all
         placement = request_placement(
-            job.exchange.headers, request.priority, request.nvext, overrides_for_all=overrides_for_all
+            job.exchange.headers,
+            request.priority,
+            request.nvext,
+            overrides_for_all=model.candidates.overrides_for_all,
+            pins_for_all=model.candidates.pins_for_all,
         )
         span = self._tracing.span(
             job.endpoint,
@@ -216,7 +212,24 @@ class Pipeline:
         )
         metrics = self._metrics.begin(model.name, job.endpoint, job.id, span, stream=request.stream)
         metrics.prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-        answer = job.make_answer(model, prompts, metrics)
+        with Ending(metrics, job.exchange):
+            answer = job.make_answer(model, prompts, metrics)
+            generations = self._generations(job, prompts, limits, placement, answer, metrics)
+            with explaining(request.nvext, metrics, explains_to_all=model.candidates.explains_to_all):
+                answer.begin(generations, request.n or 1)
+
+    def _generations(
+        self,
+        job: _Job,
+        prompts: list[Prompt],
+        limits: list[int],
+        placement: Placement,
+        answer: Answer,
+        metrics: RequestMetrics,
+    ) -> list[Generation]:
+        request, model = job.request, job.model
+        choices = request.n or 1
+        stops = stop_strings(request)
         generations = []
         for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
             template = self._engine_request(job, prompt, limit, placement.place.priority)
@@ -249,7 +262,7 @@ class Pipeline:
                         placement._replace(prefix=prompt.prefix),
                     )
                 )
-        answer.begin(generations, choices)
+        return generations
 
     def _engine_request(self, job: _Job, prompt: Prompt, max_tokens: int, priority: int) -> PreprocessedRequest:
         return PreprocessedRequest(

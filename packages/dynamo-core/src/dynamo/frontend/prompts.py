@@ -12,15 +12,21 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from dynamo.errors import InvalidRequest
+from dynamo.frontend.body_bounds import check_ids_length, message_pieces
 from dynamo.frontend.models import ServedModel
 from dynamo.frontend.requests import ChatRequest, CommonParameters, CompletionRequest
-from dynamo.frontend.token_inputs import checked_ids
+from dynamo.frontend.token_inputs import INLINE_IDS, check_texts_fit, checked_ids
+from dynamo.preprocessor.overlong import SUSPICIOUS_CHARACTERS_PER_TOKEN
 from dynamo.preprocessor.prefix_cache import PrefixCache, Tokenizing
 from dynamo.preprocessor.tokenizer import in_encode_thread
 from dynamo.protocols.routing import PrefixHashes
 
 __all__ = ["Prompt", "Prompts", "chat_prompts", "completion_prompts", "prompt_count"]
+
+#: A template takes about 50 us for each message; other threads get their turn every 5 ms.
+_INLINE_MESSAGES = 64
+#: What a larger body is made of (schemas of tools, arguments of calls) may take a template much longer.
+_INLINE_BODY_BYTES = 64 << 10
 
 
 class Prompt(msgspec.Struct):
@@ -36,22 +42,50 @@ class Prompt(msgspec.Struct):
 Prompts: TypeAlias = "list[Prompt] | Coroutine[Any, Any, list[Prompt]]"
 
 
-def chat_prompts(request: ChatRequest, model: ServedModel) -> Prompts:
-    """The one prompt of a chat request.
+def chat_prompts(request: ChatRequest, model: ServedModel, body_bytes: int) -> Prompts:
+    """The one prompt of a chat request, which came in a body of `body_bytes`.
 
     Raises:
         InvalidRequest: the template refuses the messages, or the model has none.
     """
     given = _given_ids(request)
     if given is not None:
-        return [_from_ids(model, given, "nvext.token_data")]
-    text = model.text.template.render(
+        return _from_ids(model, [given], "nvext.token_data")
+    pieces = message_pieces(request.messages) + len(request.tools or ())
+    if pieces > _INLINE_MESSAGES or body_bytes > _INLINE_BODY_BYTES:
+        return _rendered_later(request, model)
+    return _encoded(request, model, _rendered(request, model))
+
+
+def _rendered(request: ChatRequest, model: ServedModel) -> str:
+    return model.text.template.render(
         request.messages,
         tools=None if request.tool_choice == "none" else request.tools,
         add_generation_prompt=request.add_generation_prompt and not request.continue_final_message,
         continue_final_message=request.continue_final_message,
         variables=request.chat_template_kwargs,
     )
+
+
+async def _rendered_later(request: ChatRequest, model: ServedModel) -> list[Prompt]:
+    prompts = _encoded(request, model, await in_encode_thread(lambda: _rendered(request, model)))
+    return prompts if isinstance(prompts, list) else await prompts
+
+
+def _encoded(request: ChatRequest, model: ServedModel, text: str) -> Prompts:
+    inline = model.text.tokenizer.inline_characters
+    if len(text) > max(inline, SUSPICIOUS_CHARACTERS_PER_TOKEN * model.context_length_tokens):
+        return _encoded_if_it_fits(request, model, text)
+    return _encoded_by_pieces(request, model, text)
+
+
+async def _encoded_if_it_fits(request: ChatRequest, model: ServedModel, text: str) -> list[Prompt]:
+    await check_texts_fit(model.text.tokenizer, [text], model.context_length_tokens, "the prompt", "messages")
+    prompts = _encoded_by_pieces(request, model, text)
+    return prompts if isinstance(prompts, list) else await prompts
+
+
+def _encoded_by_pieces(request: ChatRequest, model: ServedModel, text: str) -> Prompts:
     cache = model.prefixes
     tokenizing = cache.begin(text, request.cache_salt)
     if tokenizing.missing_characters <= model.text.tokenizer.inline_characters:
@@ -87,15 +121,14 @@ def completion_prompts(request: CompletionRequest, model: ServedModel) -> Prompt
     """
     given = _given_ids(request)
     if given is not None:
-        return [_from_ids(model, given, "nvext.token_data")]
-    if isinstance(request.prompt, str):
-        return _tokenize(model, [request.prompt], add_special_tokens=True)
-    texts = [part for part in request.prompt if isinstance(part, str)]
-    if texts:
-        return _tokenize(model, texts, add_special_tokens=True)
-    single = [part for part in request.prompt if isinstance(part, int)]
-    lists = [single] if single else [part for part in request.prompt if isinstance(part, list)]
-    return [_from_ids(model, ids) for ids in lists]
+        return _from_ids(model, [given], "nvext.token_data")
+    prompt: Any = request.prompt
+    if isinstance(prompt, str):
+        return _tokenize(model, [prompt], add_special_tokens=True)
+    # All parts are of one type: `check_completion` refuses others, and millions of them are not looked at again.
+    if isinstance(prompt[0], str):
+        return _tokenize(model, prompt, add_special_tokens=True)
+    return _from_ids(model, [prompt] if isinstance(prompt[0], int) else prompt, "prompt")
 
 
 def _tokenize(model: ServedModel, texts: list[str], *, add_special_tokens: bool) -> Prompts:
@@ -104,6 +137,7 @@ def _tokenize(model: ServedModel, texts: list[str], *, add_special_tokens: bool)
         return [Prompt(tokenizer.encode(text, add_special_tokens=add_special_tokens), text) for text in texts]
 
     async def later() -> list[Prompt]:
+        await check_texts_fit(tokenizer, texts, model.context_length_tokens, "the prompt", "prompt")
         return [
             Prompt(await tokenizer.encode_async(text, add_special_tokens=add_special_tokens), text) for text in texts
         ]
@@ -116,13 +150,12 @@ def _given_ids(request: CommonParameters) -> list[int] | None:
     return request.nvext.token_data if request.nvext is not None else None
 
 
-def _from_ids(model: ServedModel, ids: list[int], param: str = "prompt") -> Prompt:
-    if len(ids) > model.context_length_tokens:
-        # A body holds millions of ids, and their text is made on the event loop.
-        raise InvalidRequest(
-            f"this model's context is {model.context_length_tokens} tokens; the prompt has {len(ids)}",
-            param=param,
-            reason="context_length_exceeded",
-        )
+def _from_ids(model: ServedModel, prompts: Sequence[list[int]], param: str) -> Prompts:
+    for ids in prompts:
+        check_ids_length(ids, model.context_length_tokens, "the prompt", param)
     tokenizer = model.text.tokenizer
-    return Prompt(checked_ids(tokenizer, ids, param), tokenizer.decode(ids))
+
+    def read() -> list[Prompt]:
+        return [Prompt(checked_ids(tokenizer, ids, param), tokenizer.decode(ids)) for ids in prompts]
+
+    return read() if sum(map(len, prompts)) <= INLINE_IDS else in_encode_thread(read)

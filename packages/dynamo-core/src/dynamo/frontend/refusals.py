@@ -7,23 +7,26 @@ import re
 import uuid
 
 from dynamo.errors import DynamoError, EngineError, Overloaded
-from dynamo.frontend.metrics import FrontendMetrics
+from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
 from dynamo.runtime.http import Exchange
 
-__all__ = ["Refusals", "check_room", "request_id"]
+__all__ = ["Answering", "Ending", "Refusals", "check_room", "request_id"]
 
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z")
 
 
-class Refusals:
-    """Answers a request with the error that its preparation raised, and counts it."""
+class Answering:
+    """Answers a request with the error that came while it was worked on; our own mistakes go to the log.
 
-    def __init__(self, metrics: FrontendMetrics, exchange: Exchange, endpoint: str) -> None:
-        self._metrics = metrics
+    For tasks that nobody waits for: what they raise would leave the client without an answer.
+    """
+
+    def __init__(self, exchange: Exchange, what: str) -> None:
+        """`what` is worked on; for the log."""
         self._exchange = exchange
-        self._endpoint = endpoint
+        self._what = what
 
     def __enter__(self) -> None:
         pass
@@ -32,12 +35,37 @@ class Refusals:
         if error is None or not isinstance(error, Exception):
             return False
         if not isinstance(error, DynamoError):
-            # Nobody waits for a task that prepares a request: what it raised would leave the client without an answer.
-            logger.error("a request could not be prepared", exc_info=error)
+            logger.error("%s failed", self._what, exc_info=error)
             error = EngineError("internal error; the server's log has the details")
-        self._metrics.refused(self._endpoint, error.code, error.http_status)
+        self._note(error)
         self._exchange.respond_error(error)
         return True
+
+    def _note(self, error: DynamoError) -> None:
+        """The client is about to be told of `error`."""
+
+
+class Refusals(Answering):
+    """Answers a request with the error that its preparation raised, and counts it."""
+
+    def __init__(self, metrics: FrontendMetrics, exchange: Exchange, endpoint: str) -> None:
+        super().__init__(exchange, f"preparing a request for {endpoint}")
+        self._metrics = metrics
+        self._endpoint = endpoint
+
+    def _note(self, error: DynamoError) -> None:
+        self._metrics.refused(self._endpoint, error.code, error.http_status)
+
+
+class Ending(Answering):
+    """Answers a request with the error that came after it was begun, and ends what counts it."""
+
+    def __init__(self, metrics: RequestMetrics, exchange: Exchange) -> None:
+        super().__init__(exchange, f"starting a request for {metrics.endpoint}")
+        self._metrics = metrics
+
+    def _note(self, error: DynamoError) -> None:
+        self._metrics.end(error.http_status, error.code)
 
 
 def check_room(metrics: FrontendMetrics, max_inflight_requests: int) -> None:

@@ -15,7 +15,10 @@ import msgspec
 
 from dynamo.config.settings import nearest
 from dynamo.errors import InvalidRequest
+from dynamo.frontend.body_bounds import check_count, check_ids_length, check_messages, decode_json
 from dynamo.frontend.nvext import AgentHints, Nvext
+from dynamo.frontend.text_rules import in_words
+from dynamo.protocols.routing import RouterOverrides
 
 __all__ = [
     "ChatRequest",
@@ -43,7 +46,9 @@ _TOKEN_ID_DIGITS = 10
 #: Of a parameter that nobody knows, which may be as long as the body.
 _SHOWN_CHARACTERS = 64
 #: Parameters that are objects of our own.
-_NESTED: dict[str, type[msgspec.Struct]] = {"nvext": Nvext, "agent_hints": AgentHints}
+_NESTED: dict[str, type[msgspec.Struct]] = {"nvext": Nvext, "agent_hints": AgentHints, "router": RouterOverrides}
+#: A high one that no low one follows; a backslash that is escaped itself begins no escape.
+_LONE_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _PATH = re.compile(r" - at `\$\.?(.*)`\Z")
 
 
@@ -129,15 +134,22 @@ def decode_body(body: bytes, request_type: type[R], *, strict: bool = False) -> 
     """Decode a JSON body.
 
     Raises:
-        InvalidRequest: it is not JSON, or a field has the wrong type; `param` is the path of the field. With `strict`
-            also when a parameter is unknown.
+        InvalidRequest: it is not JSON, holds too much, or a field has the wrong type; `param` is the path of the field.
+            With `strict` also when a parameter is unknown.
     """
     try:
-        request = msgspec.json.decode(body, type=request_type)
-        given = msgspec.json.decode(body) if strict else {}
+        request = decode_json(body, request_type)
+        given = msgspec.json.decode(body, type=dict[str, msgspec.Raw]) if strict else {}
     except msgspec.ValidationError as error:
-        raise _validation_error(str(error)) from error
+        raise _validation_error(in_words(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if _LONE_SURROGATE.search(body):
+            # Of one at the end of a string msgspec says that the body was cut short.
+            raise InvalidRequest(
+                "the request body has a lone surrogate, half a character, in a string",
+                reason="invalid_json",
+                hint="send valid Unicode text",
+            ) from error
         raise InvalidRequest(f"the request body is not valid JSON: {error}", reason="invalid_json") from error
     except RecursionError as error:
         raise InvalidRequest("the request body is nested too deeply", reason="invalid_json") from error
@@ -174,6 +186,10 @@ def check_common(request: CommonParameters, *, max_stop_strings: int) -> None:
     check_range("top_k", request.top_k, -1, 2**31 - 1)
     check_range("seed", request.seed, -(2**63), 2**63 - 1)
     check_stop(request.stop, max_stop_strings)
+    check_count("stop_token_ids", request.stop_token_ids)
+    if request.nvext is not None:
+        check_count("nvext.annotations", request.nvext.annotations)
+        check_count("nvext.extra_fields", request.nvext.extra_fields)
     _check_logit_bias(request.logit_bias)
     if request.stream_options is not None and not request.stream:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true", param="stream_options")
@@ -187,6 +203,9 @@ def check_chat(request: ChatRequest) -> None:
     """
     if not request.messages:
         raise InvalidRequest("'messages' must have at least one message", param="messages")
+    check_messages(request.messages)
+    check_count("tools", request.tools)
+    check_count("chat_template_kwargs", request.chat_template_kwargs)
     for index, message in enumerate(request.messages):
         _check_message(index, message)
     check_range("max_completion_tokens", request.max_completion_tokens, 1, math.inf)
@@ -195,8 +214,8 @@ def check_chat(request: ChatRequest) -> None:
         raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true", param="top_logprobs")
 
 
-def check_completion(request: CompletionRequest) -> None:
-    """Check what only completion requests have.
+def check_completion(request: CompletionRequest, context_length_tokens: int) -> None:
+    """Check what only completion requests have; the context is the model's.
 
     Raises:
         InvalidRequest: `param` names the field.
@@ -208,7 +227,9 @@ def check_completion(request: CompletionRequest) -> None:
     check_range("logprobs", request.logprobs, 0, 20)
     if len(request.prompt) == 0:
         raise InvalidRequest("'prompt' must not be empty", param="prompt")
-    if len({type(part) for part in request.prompt}) > 1:
+    if isinstance(request.prompt[0], int):
+        check_ids_length(request.prompt, context_length_tokens, "the prompt", "prompt")
+    if len(set(map(type, request.prompt))) > 1:
         raise InvalidRequest("'prompt' mixes texts and token ids", param="prompt")
 
 
@@ -248,6 +269,7 @@ def check_stop(stop: str | list[str] | None, most: int, param: str = "stop") -> 
 
 
 def _check_logit_bias(bias: dict[str, float] | None) -> None:
+    check_count("logit_bias", bias)
     for token, value in (bias or {}).items():
         if not token.isascii() or not token.isdigit() or len(token) > _TOKEN_ID_DIGITS or int(token) >= 2**32:
             raise InvalidRequest(f"'logit_bias' key {token!r} is not a token id", param="logit_bias")
@@ -264,8 +286,8 @@ def check_range(param: str, value: float | None, low: float, high: float, *, ope
         return
     # Written so that NaN, which compares false to everything, is refused.
     if not (low < value if open_low else low <= value) or not value <= high:
-        span = f"{'above' if open_low else 'at least'} {low:g}"
-        span += "" if high == math.inf else f" and at most {high:g}"
+        span = f"{'above' if open_low else 'at least'} {low}"
+        span += "" if high == math.inf else f" and at most {high}"
         raise InvalidRequest(f"'{param}' is {value!r}; it must be {span}", param=param)
 
 
@@ -275,21 +297,21 @@ def _parameters(kind: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
 
 
-def _refuse_unknown(given: Any, kind: type[msgspec.Struct], path: str = "") -> None:
+def _refuse_unknown(given: dict[str, msgspec.Raw], kind: type[msgspec.Struct], path: str = "") -> None:
     known = _parameters(kind)
     for name, value in given.items():
         if name not in known and name not in getattr(kind, "IGNORED", ()):
-            name = name[:_SHOWN_CHARACTERS]  # noqa: PLW2901 - before it is compared and shown
-            hint = nearest(name, sorted(known))
+            shown = name[:_SHOWN_CHARACTERS]
+            hint = nearest(shown, sorted(known))
             raise InvalidRequest(
-                f"unknown parameter '{path}{name}'",
-                param=f"{path}{name}",
+                f"unknown parameter '{path}{shown}'",
+                param=f"{path}{shown}",
                 reason="unknown_parameter",
                 hint=f"did you mean '{path}{hint}'?" if hint else None,
             )
         inner = _NESTED.get(name)
-        if inner is not None and isinstance(value, dict):
-            _refuse_unknown(value, inner, f"{path}{name}.")
+        if inner is not None and bytes(value) != b"null":
+            _refuse_unknown(msgspec.json.decode(value, type=dict[str, msgspec.Raw]), inner, f"{path}{name}.")
 
 
 def _validation_error(message: str) -> InvalidRequest:
@@ -300,4 +322,5 @@ def _validation_error(message: str) -> InvalidRequest:
     if missing:
         param = f"{param}.{missing.group(1)}" if param else missing.group(1)
         return InvalidRequest(f"'{param}' is missing", param=param)
-    return InvalidRequest(f"'{param or 'the request'}': {text[:1].lower()}{text[1:]}", param=param)
+    where = f"'{param}'" if param else "the request body"
+    return InvalidRequest(f"{where}: {text[:1].lower()}{text[1:]}", param=param)

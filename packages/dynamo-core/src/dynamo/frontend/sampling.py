@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from dynamo.errors import InvalidRequest
+from dynamo.frontend.body_bounds import schema_text
 from dynamo.frontend.requests import ChatRequest, CommonParameters, CompletionRequest
 from dynamo.protocols.llm import GuidedDecoding, SamplingOptions, StopConditions
 
@@ -68,7 +68,8 @@ def guided_decoding(request: ChatRequest, supported: list[str]) -> GuidedDecodin
     if kind == "json_object":
         guided = GuidedDecoding(kind="json_object")
     elif kind == "json_schema":
-        guided = GuidedDecoding(kind="json", value=json.dumps(_schema(wanted)))
+        schema = schema_text(_schema(wanted), "response_format.json_schema.schema")
+        guided = GuidedDecoding(kind="json", value=schema)
     else:
         raise InvalidRequest(
             f"'response_format.type' is {kind!r}; use text, json_object or json_schema", param="response_format.type"

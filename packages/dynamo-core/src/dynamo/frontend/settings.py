@@ -53,7 +53,7 @@ class FrontendSettings(Settings):
     """How long open responses may go on after SIGTERM."""
     store_dir: str = setting("", env=("DYN_STORE_DIR",))
     """Directory of kept responses, files and batches; empty: below the state directory. Frontends with the same one
-    share them. ``dynamo serve`` makes a new state directory for every run: name one here for what shall outlive it."""
+    share them. ``dynamo serve`` gives its frontends one that outlives the run."""
     response_store_entries: int = setting(10_000, env=("DYN_RESPONSE_STORE_ENTRIES",), ge=0)
     """Responses of /v1/responses that are kept for clients to go on from, in a file of the state directory that all
     frontends of the machine share; beyond it the least recently used go. 0 keeps none."""
@@ -84,7 +84,7 @@ class FrontendSettings(Settings):
     api_key: list[SecretStr] = setting([])
     """A key that clients must send; may be repeated. Other users of the machine can read it: better use the variable
     DYN_API_KEYS or --api-key-file."""
-    api_keys: list[str] = setting([], env=("DYN_API_KEYS",), secret=True)
+    api_keys: list[str] = setting([], env=("DYN_API_KEYS", "DYN_API_KEY"), secret=True)
     """Keys of which clients must send one, separated by commas."""
     api_key_file: str = setting("", env=("DYN_API_KEY_FILE",))
     """YAML or JSON file of API keys with their models and limits; read again when it changes."""

@@ -228,13 +228,12 @@ def _by_process(families: Iterable[_Family], process: str) -> list[_Family]:
     """`families` with the process as a label where a sum over processes would mean nothing."""
     named = []
     for family in families:
+        samples = family.samples
         if family.kind == "gauge" and not family.name.startswith(_SUMMED_GAUGES):
             samples = [
-                _Sample(sample.name, {**sample.labels, "frontend_process": process}, sample.value)
-                for sample in family.samples
+                _Sample(sample.name, {**sample.labels, "frontend_process": process}, sample.value) for sample in samples
             ]
-            family = _Family(family.name, family.kind, family.text, samples)  # noqa: PLW2901
-        named.append(family)
+        named.append(_Family(family.name, family.kind, family.text, samples))
     return named
 
 

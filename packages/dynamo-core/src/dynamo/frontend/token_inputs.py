@@ -3,14 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from dynamo.errors import InvalidRequest
+from dynamo.preprocessor.overlong import SUSPICIOUS_CHARACTERS_PER_TOKEN, has_more_tokens
 from dynamo.preprocessor.tokenizer import Tokenizer, in_encode_thread
 
-__all__ = ["checked_ids", "encode_texts"]
+__all__ = ["INLINE_IDS", "check_texts_fit", "checked_id_lists", "checked_ids", "encode_texts"]
+
+#: More ids are looked at beside the event loop.
+INLINE_IDS = 8192
+
+
+async def check_texts_fit(
+    tokenizer: Tokenizer, texts: Sequence[str], context_length_tokens: int, what: str, param: str
+) -> None:
+    """Refuse, before it is encoded, what is far too long for the model; a text that passes may still be too long.
+
+    Raises:
+        InvalidRequest: a text has more tokens than the context, or is not valid Unicode; `what` it is, for the message.
+    """
+    for text in texts:
+        if len(text) > SUSPICIOUS_CHARACTERS_PER_TOKEN * context_length_tokens and await in_encode_thread(
+            partial(has_more_tokens, tokenizer, text, context_length_tokens)
+        ):
+            raise InvalidRequest(
+                f"this model's context is {context_length_tokens} tokens; {what} has more, in {len(text)} characters",
+                param=param,
+                reason="context_length_exceeded",
+            )
 
 
 async def encode_texts(
@@ -35,8 +59,27 @@ def checked_ids(tokenizer: Tokenizer, ids: Sequence[int], param: str) -> npt.NDA
     Raises:
         InvalidRequest: there are none, or one is outside the vocabulary; `param` names the field.
     """
-    if not ids or min(ids) < 0 or max(ids) >= tokenizer.vocab_size:
+    try:
+        array = np.asarray(ids, dtype=np.int64)
+    except OverflowError:
+        array = np.empty(0, np.int64)
+    if not len(array) or array.min() < 0 or array.max() >= tokenizer.vocab_size:
         raise InvalidRequest(
             f"'{param}' token ids must be between 0 and {tokenizer.vocab_size - 1}, at least one", param=param
         )
-    return np.asarray(ids, dtype=np.uint32)
+    return array.astype(np.uint32)
+
+
+async def checked_id_lists(
+    tokenizer: Tokenizer, lists: Sequence[Sequence[int]], param: str
+) -> list[npt.NDArray[np.uint32]]:
+    """`checked_ids` of each, beside the event loop when they are many.
+
+    Raises:
+        InvalidRequest: as `checked_ids`.
+    """
+
+    def check() -> list[npt.NDArray[np.uint32]]:
+        return [checked_ids(tokenizer, ids, param) for ids in lists]
+
+    return check() if sum(map(len, lists)) <= INLINE_IDS else await in_encode_thread(check)

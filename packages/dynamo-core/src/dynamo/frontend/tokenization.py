@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,18 +14,20 @@ import numpy.typing as npt
 from dynamo.errors import InvalidRequest
 from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
+from dynamo.frontend.preparation import Preparations
 from dynamo.frontend.prompts import chat_prompts
 from dynamo.frontend.refusals import Refusals
 from dynamo.frontend.requests import ChatRequest, check_chat, decode_body
-from dynamo.frontend.token_inputs import checked_ids, encode_texts
+from dynamo.frontend.token_inputs import INLINE_IDS, checked_id_lists, encode_texts
 from dynamo.runtime.http import Exchange
-from dynamo.runtime.tasks import Tasks
 
 __all__ = ["DetokenizeRequest", "Tokenization", "TokenizeRequest"]
 
 T = TypeVar("T")
-#: More ids are looked at beside the event loop.
-_INLINE_IDS = 8192
+
+#: Ids of a request to /detokenize that are taken even where the context is shorter. To read and check them holds up
+#: every thread for a tenth of a second.
+_LEAST_TOKENS_LIMIT = 500_000
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):
@@ -58,26 +61,25 @@ class Tokenization:
     def __init__(self, models: ServedModels, metrics: FrontendMetrics) -> None:
         self._models = models
         self._metrics = metrics
-        self._tasks = Tasks()
+        self._preparations = Preparations(metrics)
 
     def tokenize(self, exchange: Exchange) -> None:
         """Route handler."""
         with Refusals(self._metrics, exchange, "tokenize"):
             request = decode_body(exchange.body, TokenizeRequest)
             _check(request)
-            self._start("tokenize", exchange, self._tokenize(exchange, request, self._model(request.model)))
+            self._start("tokenize", exchange, _tokenize(request, self._model(request.model), len(exchange.body)))
 
     def detokenize(self, exchange: Exchange) -> None:
         """Route handler."""
         with Refusals(self._metrics, exchange, "detokenize"):
             request = decode_body(exchange.body, DetokenizeRequest)
             model = self._model(request.model)
-            ids = checked_ids(model.text.tokenizer, request.tokens, "tokens") if request.tokens else np.empty(0, "u4")
-            self._start("detokenize", exchange, _detokenize(exchange, request, model, ids))
+            self._start("detokenize", exchange, _detokenize(request, model))
 
     async def close(self) -> None:
         """Stop what is running."""
-        await self._tasks.cancel()
+        await self._preparations.close()
 
     def _model(self, name: str | None) -> ServedModel:
         if name is not None:
@@ -87,30 +89,27 @@ class Tokenization:
             raise InvalidRequest(f"'model' is missing, and {len(served)} models are served", param="model")
         return next(iter(served.values()))
 
-    def _start(self, endpoint: str, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
-        async def answer() -> None:
-            with Refusals(self._metrics, exchange, endpoint):
-                await work
-
-        self._tasks.spawn(answer())
-
-    async def _tokenize(self, exchange: Exchange, request: TokenizeRequest, model: ServedModel) -> None:
-        ids = await _ids(request, model)
-
-        def body() -> dict[str, Any]:
-            tokens = ids.tolist()
-            text = model.text.tokenizer.token_text
-            return {
-                "tokens": tokens,
-                "count": len(tokens),
-                "max_model_len": model.context_length_tokens,
-                "token_strs": [text(token) for token in tokens] if request.return_token_strs else None,
-            }
-
-        exchange.respond_json(200, await _beside_when_long(ids, body))
+    def _start(self, endpoint: str, exchange: Exchange, body: Coroutine[Any, Any, dict[str, Any]]) -> None:
+        self._preparations.begin(exchange, endpoint, body, partial(exchange.respond_json, 200))
 
 
-async def _ids(request: TokenizeRequest, model: ServedModel) -> npt.NDArray[np.uint32]:
+async def _tokenize(request: TokenizeRequest, model: ServedModel, body_bytes: int) -> dict[str, Any]:
+    ids = await _ids(request, model, body_bytes)
+
+    def body() -> dict[str, Any]:
+        tokens = ids.tolist()
+        text = model.text.tokenizer.token_text
+        return {
+            "tokens": tokens,
+            "count": len(tokens),
+            "max_model_len": model.context_length_tokens,
+            "token_strs": [text(token) for token in tokens] if request.return_token_strs else None,
+        }
+
+    return await _beside_when_long(ids, body)
+
+
+async def _ids(request: TokenizeRequest, model: ServedModel, body_bytes: int) -> npt.NDArray[np.uint32]:
     if request.messages is None:
         special = request.add_special_tokens is not False
         return (await encode_texts(model.text.tokenizer, [request.prompt or ""], add_special_tokens=special))[0]
@@ -123,24 +122,29 @@ async def _ids(request: TokenizeRequest, model: ServedModel) -> npt.NDArray[np.u
         continue_final_message=request.continue_final_message,
     )
     check_chat(chat)
-    prompts = chat_prompts(chat, model)
+    prompts = chat_prompts(chat, model, body_bytes)
     return (prompts if isinstance(prompts, list) else await prompts)[0].token_ids
 
 
-async def _detokenize(
-    exchange: Exchange, request: DetokenizeRequest, model: ServedModel, ids: npt.NDArray[np.uint32]
-) -> None:
+async def _detokenize(request: DetokenizeRequest, model: ServedModel) -> dict[str, Any]:
+    most = max(model.context_length_tokens, _LEAST_TOKENS_LIMIT)
+    if len(request.tokens) > most:
+        raise InvalidRequest(f"'tokens' has {len(request.tokens)} ids; at most {most} are taken", param="tokens")
+    ids: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
+    if request.tokens:
+        [ids] = await checked_id_lists(model.text.tokenizer, [request.tokens], "tokens")
+
     def decode() -> str:
         return model.text.tokenizer.decode(ids.tolist(), skip_special_tokens=request.skip_special_tokens)
 
     text = await _beside_when_long(ids, decode)
     # `prompt` is vLLM's name for it, `text` SGLang's.
-    exchange.respond_json(200, {"prompt": text, "text": text})
+    return {"prompt": text, "text": text}
 
 
 async def _beside_when_long(ids: npt.NDArray[np.uint32], work: Callable[[], T]) -> T:
     """``work()``, off the event loop when there are many ids to look at."""
-    return work() if len(ids) <= _INLINE_IDS else await asyncio.to_thread(work)
+    return work() if len(ids) <= INLINE_IDS else await asyncio.to_thread(work)
 
 
 def _check(request: TokenizeRequest) -> None:

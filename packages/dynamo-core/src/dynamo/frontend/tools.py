@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import re
 from typing import Any
 
 from dynamo.errors import InvalidRequest
+from dynamo.frontend.body_bounds import schema_text
 from dynamo.frontend.models import ServedModel
 from dynamo.frontend.requests import ChatRequest
 from dynamo.parsers import OutputParser, make_output_parser
@@ -13,8 +14,12 @@ from dynamo.plugins import plugins
 from dynamo.protocols.llm import GuidedDecoding
 from dynamo.protocols.parsing import ReasoningOptions, ToolCallOptions, ToolFunction
 
-__all__ = ["chat_parser", "check_tools", "tool_grammar"]
+__all__ = ["chat_parser", "check_tool_name", "check_tools", "tool_grammar"]
 
+#: OpenAI takes no dots and slashes, and 64 characters; tools of MCP servers have them (SEP-986).
+_NAME = re.compile(r"[a-zA-Z0-9_./-]{1,128}\Z")
+#: Of a name that is refused, which may be as long as a body.
+_SHOWN_CHARACTERS = 64
 #: Enough of the prompt's end to see whether the template opened the reasoning there.
 _PROMPT_TAIL_CHARACTERS = 256
 
@@ -44,6 +49,18 @@ def check_tools(request: ChatRequest) -> None:
         raise InvalidRequest(f"'tool_choice' names {name!r}, which is not among 'tools'", param="tool_choice")
 
 
+def check_tool_name(name: str, param: str) -> None:
+    """Check the name of a function.
+
+    Raises:
+        InvalidRequest: it has characters that parsers and models may take for something else, or too many.
+    """
+    if not _NAME.match(name):
+        raise InvalidRequest(
+            f"'{param}' is {name[:_SHOWN_CHARACTERS]!r}; use 1 to 128 letters, digits and any of _ - . /", param=param
+        )
+
+
 def chat_parser(request: ChatRequest, model: ServedModel, prompt: str) -> OutputParser | None:
     """The parser of one choice, as the model's card says; None when there is nothing to parse."""
     tool_parser = model.tool_call_parser if request.tools and request.tool_choice != "none" else None
@@ -69,7 +86,7 @@ def tool_grammar(request: ChatRequest, supported: list[str]) -> GuidedDecoding |
         return None
     functions = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in request.tools}
     if isinstance(request.tool_choice, dict):
-        return GuidedDecoding("json", json.dumps(functions[str(_named_function(request.tool_choice))]))
+        return GuidedDecoding("json", schema_text(functions[str(_named_function(request.tool_choice))], "tools"))
     if request.tool_choice != "required":
         return None
     calls = [
@@ -84,7 +101,7 @@ def tool_grammar(request: ChatRequest, supported: list[str]) -> GuidedDecoding |
     schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": calls}}
     if request.parallel_tool_calls is False:
         schema["maxItems"] = 1
-    return GuidedDecoding("json", json.dumps(schema))
+    return GuidedDecoding("json", schema_text(schema, "tools"))
 
 
 def _options(request: ChatRequest) -> ToolCallOptions:
@@ -103,6 +120,7 @@ def _check_tool(param: str, tool: dict[str, Any]) -> None:
         raise InvalidRequest(f"'{param}.type' is {tool['type']!r}; only 'function' is served", param=f"{param}.type")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
         raise InvalidRequest(f"'{param}.function.name' is missing", param=f"{param}.function.name")
+    check_tool_name(function["name"], f"{param}.function.name")
     if not isinstance(function.get("parameters") or {}, dict):
         raise InvalidRequest(f"'{param}.function.parameters' must be an object", param=f"{param}.function.parameters")
 

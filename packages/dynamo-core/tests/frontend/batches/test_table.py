@@ -7,7 +7,7 @@ import contextlib
 import pytest
 
 from dynamo.errors import LeaseLost, RateLimited
-from dynamo.frontend.batches.record import BatchNotKept, BatchState
+from dynamo.frontend.batches.record import BatchEnded, BatchNotKept, BatchState
 from dynamo.frontend.batches.table import BATCHES_SCHEMA, Answered, BatchTable
 from dynamo.frontend.database import Database
 from dynamo.frontend.files.record import FileRecord
@@ -35,12 +35,12 @@ async def two(tmp_path):
         for name in ("one", "two"):
             database = Database(tmp_path / "db", FILES_SCHEMA + BATCHES_SCHEMA, what="batches", hint="")
             stack.push_async_callback(database.close)
-            tables.append(BatchTable(database, name, 3, clock))
+            tables.append(BatchTable(database, name, max_open=5, max_own=3, keyed=True, clock=clock))
         yield *tables, clock
 
 
-async def add(table, name="batch_1"):
-    return await table.add(name, "ann", "file-in", BatchState("/v1/completions", "24h", 1e12, total=2))
+async def add(table, name="batch_1", owner="ann"):
+    return await table.add(name, owner, "file-in", BatchState("/v1/completions", "24h", 1e12, total=2))
 
 
 async def test_a_batch_has_one_holder_until_its_lease_is_over(two):
@@ -98,7 +98,8 @@ async def test_a_batch_is_cancelled_from_anywhere(two):
     assert not await one.validated(record)
     await one.finalizing(record)
     await one.finish(record, "cancelled")
-    assert (await other.cancel("batch_1", "ann")).status == "cancelled"
+    with pytest.raises(BatchEnded):
+        await other.cancel("batch_1", "ann")
     for call in (other.cancel("batch_1", "bob"), other.get("batch_1", "bob"), other.get("batch_2", "ann")):
         with pytest.raises(BatchNotKept):
             await call
@@ -110,6 +111,10 @@ async def test_open_batches_are_bounded_and_old_ones_forgotten(two):
         await add(one, f"batch_{number}")
     with pytest.raises(RateLimited):
         await add(one, "batch_3")
+    for number in range(2):
+        await add(one, f"bobs_{number}", "bob")
+    with pytest.raises(RateLimited):
+        await add(one, "bobs_2", "bob")
     (record,) = await one.claim(1, LEASE)
     await one.finish(record, "failed")
     await add(one, "batch_3")
@@ -119,3 +124,26 @@ async def test_open_batches_are_bounded_and_old_ones_forgotten(two):
     await one.forget(99)
     with pytest.raises(BatchNotKept):
         await one.get("batch_0", "ann")
+
+
+async def test_owners_take_turns(two):
+    one, other, _ = two
+    for number in range(3):
+        await add(one, f"ann_{number}")
+    for name in ("bob", "cid"):
+        await add(one, f"{name}_0", name)
+    assert [record.id for record in await one.claim(2, LEASE)] == ["ann_0", "bob_0"]
+    # An owner of whom nothing is held comes first, even where there is no more room for others.
+    assert [record.id for record in await other.claim(0, LEASE, first_of_owner=2)] == ["cid_0"]
+    assert [record.id for record in await other.claim(1, LEASE, first_of_owner=2)] == ["ann_1"]
+
+
+async def test_clients_without_keys_are_left_to_processes_without_keys(two, tmp_path):
+    one, _, _ = two
+    await add(one, "batch_1", "")
+    assert await one.claim(1, LEASE, first_of_owner=1) == []
+    database = Database(tmp_path / "db", FILES_SCHEMA + BATCHES_SCHEMA, what="batches", hint="")
+    await add(one, "batch_2", "ann")
+    keyless = BatchTable(database, "three", max_open=5, max_own=3)
+    assert [record.id for record in await keyless.claim(4, LEASE)] == ["batch_1"]
+    await database.close()

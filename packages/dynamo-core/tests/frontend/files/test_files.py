@@ -123,6 +123,73 @@ async def test_sizes_and_counts_are_bounded(make_deployment, tmp_path):
     assert len(kept(tmp_path)) == 4
 
 
+class RawUpload:
+    """An upload that a test sends piece by piece."""
+
+    BODY = (PURPOSE + part("file", "x" * 1_600_000, "f") + "--b--\r\n").encode()
+
+    async def begin(self, deployment, *, declared):
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", deployment.frontend.server.port)
+        self.declared = declared
+        size = f"content-length: {len(self.BODY)}" if declared else "transfer-encoding: chunked"
+        self.writer.write(f"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-type: {FORM}\r\n{size}\r\n\r\n".encode())
+        self.send(self.BODY[:1_200_000])
+        return self
+
+    def send(self, data):
+        self.writer.write(data if self.declared else b"%x\r\n%b\r\n" % (len(data), data))
+
+    def send_rest(self):
+        self.send(self.BODY[1_200_000:])
+        if not self.declared:
+            self.writer.write(b"0\r\n\r\n")
+
+    async def status(self):
+        line = await asyncio.wait_for(self.reader.readline(), 20)
+        self.writer.transport.abort()
+        return int(line.split()[1])
+
+
+async def test_uploads_that_come_together_share_what_is_left(make_deployment, tmp_path):
+    deployment = await make_deployment(file_limit_mib=2, file_store_mib=3)
+    first = await RawUpload().begin(deployment, declared=True)
+    await deployment.until(lambda: kept(tmp_path))
+    # Of a declared one all counts at once, of others what has come.
+    assert await (await RawUpload().begin(deployment, declared=True)).status() == 507
+    second = await RawUpload().begin(deployment, declared=False)
+    await deployment.until(lambda: sum(path.stat().st_size > 1_000_000 for path in kept(tmp_path)) == 2)
+    assert await (await RawUpload().begin(deployment, declared=False)).status() == 507
+    second.send_rest()
+    assert await second.status() == 507
+    first.send_rest()
+    assert await first.status() == 200
+    await deployment.until(lambda: [path.stat().st_size for path in kept(tmp_path)] == [1_600_000])
+
+
+async def test_one_key_leaves_others_room_to_upload(make_deployment, tmp_path):
+    deployment = await make_deployment(api_keys=["sk-one-key-here", "sk-other-key-here"])
+    writers = []
+    head = f"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-type: {FORM}\r\ncontent-length: 1000000\r\n"
+    for _ in range(4):
+        _, writer = await asyncio.open_connection("127.0.0.1", deployment.frontend.server.port)
+        writer.write(f"{head}authorization: Bearer sk-one-key-here\r\n\r\n{FILE}".encode())
+        writers.append(writer)
+    await deployment.until(lambda: len(kept(tmp_path)) == 4)
+    statuses = {}
+    for key in ("sk-one-key-here", "sk-other-key-here"):
+        answer = await deployment.client.post(
+            "/v1/files",
+            files={"file": ("f", b"x")},
+            data={"purpose": "batch"},
+            headers={"authorization": f"Bearer {key}"},
+        )
+        statuses[key] = answer.status_code
+    assert statuses == {"sk-one-key-here": 429, "sk-other-key-here": 200}
+    for writer in writers:
+        writer.transport.abort()
+    await deployment.until(lambda: len(kept(tmp_path)) == 1)
+
+
 async def test_nothing_is_read_of_a_client_without_a_key(make_deployment, tmp_path):
     deployment = await make_deployment(api_keys=["sk-right-key"])
     reader, writer = await asyncio.open_connection("127.0.0.1", deployment.frontend.server.port)

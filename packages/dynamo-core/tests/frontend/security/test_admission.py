@@ -10,8 +10,10 @@ import openai
 import pytest
 import yaml
 
+from dynamo.config import load_settings
 from dynamo.errors import ConfigError
 from dynamo.frontend.security import create_security
+from dynamo.frontend.select.settings import SelectSettings
 from dynamo.frontend.settings import FrontendSettings
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -244,6 +246,15 @@ async def test_keys_on_the_command_line_work_with_a_warning(make_deployment, cap
     assert ALL not in caplog.text + repr(deployment.frontend._settings)
     assert (await chat(deployment, ALL)).status_code == 200
     assert (await chat(deployment, None)).status_code == 401
+
+
+@pytest.mark.parametrize("settings_class", [FrontendSettings, SelectSettings])
+@pytest.mark.parametrize("variable", ["DYN_API_KEYS", "DYN_API_KEY"])
+def test_the_variable_may_be_called_as_the_flag(settings_class, variable, tmp_path):
+    keys = load_settings(settings_class, environ={variable: "sk-of-a-variable"}).api_keys
+    security = create_security(FrontendSettings(api_keys=keys, rate_limit_store="memory"), tmp_path)
+    assert security is not None
+    assert keys == ["sk-of-a-variable"]
 
 
 def test_a_bad_file_stops_the_start(tmp_path):

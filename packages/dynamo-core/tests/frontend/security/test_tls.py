@@ -147,18 +147,27 @@ def test_bad_files_stop_the_start(authority, served, tmp_path):
     openssl("ec", "-in", key, "-aes128", "-passout", "pass:secret", "-out", encrypted)
     garbage = tmp_path / "garbage.pem"
     garbage.write_text("no certificate")
+    damaged = tmp_path / "damaged.pem"
+    damaged.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    absent = tmp_path / "absent"
     for paths, message in [
         ({"tls_cert_path": certificate}, "--tls-key-path is missing"),
         ({"tls_key_path": key}, "--tls-cert-path is missing"),
         ({"tls_client_ca_cert_path": certificate}, "--tls-cert-path is missing"),
-        ({"tls_cert_path": tmp_path / "absent", "tls_key_path": key}, "cannot use the certificate"),
-        ({"tls_cert_path": certificate, "tls_key_path": other_key}, "cannot use the certificate"),
-        ({"tls_cert_path": certificate, "tls_key_path": encrypted}, "cannot use the certificate"),
-        ({"tls_cert_path": garbage, "tls_key_path": key}, "cannot use the certificate"),
+        ({"tls_cert_path": absent, "tls_key_path": key}, f"{absent}: No such file"),
+        ({"tls_cert_path": certificate, "tls_key_path": absent}, f"{absent}: No such file"),
+        ({"tls_cert_path": certificate, "tls_key_path": tmp_path}, f"{tmp_path}: Is a directory"),
+        ({"tls_cert_path": certificate, "tls_key_path": other_key}, f"{other_key} does not belong to .* {certificate}"),
+        ({"tls_cert_path": certificate, "tls_key_path": encrypted}, f"{encrypted} is encrypted"),
+        ({"tls_cert_path": garbage, "tls_key_path": key}, f"{garbage} holds no PEM of a certificate"),
+        ({"tls_cert_path": certificate, "tls_key_path": garbage}, f"{garbage} holds no PEM of a private key"),
+        ({"tls_cert_path": key, "tls_key_path": certificate}, f"{key} holds no PEM of a certificate"),
+        ({"tls_cert_path": damaged, "tls_key_path": key}, f"cannot use the TLS certificate {damaged}"),
         (
             {"tls_cert_path": certificate, "tls_key_path": key, "tls_client_ca_cert_path": garbage},
             "cannot read the client authorities",
         ),
     ]:
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(ConfigError, match=message) as caught:
             TlsFiles.from_settings(settings(**paths))
+        assert "[Errno" not in str(caught.value)

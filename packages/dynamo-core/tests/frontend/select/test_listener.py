@@ -98,6 +98,17 @@ async def test_stored_and_removed_blocks(follow):
     await made.until(lambda: made.overlap(prompt(6)) == 0)
 
 
+async def test_the_last_copy_of_a_block_counts(follow):
+    made = await follow()
+    for _ in range(2):  # two requests of one step computed it
+        await made.engine.publish(stored(1, 3))
+    await made.engine.publish({"type": "BlockRemoved", "block_hashes": [3], "medium": "GPU"}, stored(10, 1))
+    await made.until(lambda: made.overlap(prompt(1, first=10)) == 1)
+    assert made.overlap(prompt(3)) == 3
+    await made.engine.publish({"type": "BlockRemoved", "block_hashes": [3], "medium": "GPU"})
+    await made.until(lambda: made.overlap(prompt(3)) == 2)
+
+
 async def test_what_was_lost_is_asked_for(follow):
     made = await follow()
     await made.engine.publish(stored(1, 2))

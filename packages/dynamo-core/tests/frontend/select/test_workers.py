@@ -8,7 +8,7 @@ import httpx
 import pytest
 import zmq.asyncio
 
-from dynamo.errors import Overloaded
+from dynamo.errors import InvalidRequest, Overloaded
 from dynamo.frontend.select.app import SelectService
 from dynamo.frontend.select.settings import SelectSettings
 from dynamo.frontend.select.workers import KvEventsRegistration, WorkerPool, WorkerRegistration
@@ -46,6 +46,16 @@ async def test_of_registrations_at_the_same_time_one_stays(pool):
     _, table = pool.table("m")
     assert [candidate.key.instance_id for candidate in table.candidates()] == [worker.instance_id]
     assert pool.of(table.candidates()[0].key) is worker
+
+
+async def test_a_request_without_a_model_means_the_only_one(pool):
+    with pytest.raises(InvalidRequest, match="'model' is missing, and 0 models have workers"):
+        pool.table(None)
+    await pool.put(registration())
+    assert pool.table(None)[0] == "m"
+    await pool.put(registration("two", "n", port=5558))
+    with pytest.raises(InvalidRequest, match="2 models have workers: m, n"):
+        pool.table(None)
 
 
 async def test_models_are_bounded_as_workers_are(pool):

@@ -16,8 +16,10 @@ __all__ = ["BatchClaims", "BatchLimits"]
 
 logger = logging.getLogger(__name__)
 
-#: So that a long batch does not hold up all others. They share the places for requests, first come, first served.
+#: So that a long batch does not hold up all others of its owner. They share the places for requests, owners in turn.
 _BATCHES_AT_ONCE = 4
+#: An owner who has no batch in work does not wait for those of others.
+_OWNERS_AT_ONCE = 32
 _TIDY_SECONDS = 60.0
 
 
@@ -87,9 +89,9 @@ class BatchClaims:
                     task.cancel()
                 elif held.get(number) == "cancelling":
                     run.cancel.set()
-        if len(self._runs) < _BATCHES_AT_ONCE:
-            most = _BATCHES_AT_ONCE - len(self._runs)
-            for record in await self._shop.table.claim(most, self._limits.lease_seconds):
+        if len(self._runs) < _OWNERS_AT_ONCE:
+            most, first = (max(0, limit - len(self._runs)) for limit in (_BATCHES_AT_ONCE, _OWNERS_AT_ONCE))
+            for record in await self._shop.table.claim(most, self._limits.lease_seconds, first_of_owner=first):
                 logger.info("batch %s is %s", record.id, record.status)
                 run = BatchRun(record, self._identity_of, self._shop)
                 task = asyncio.get_running_loop().create_task(run.run())

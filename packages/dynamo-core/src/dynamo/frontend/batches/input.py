@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from dynamo.errors import InvalidRequest
 from dynamo.frontend.batches.record import BatchFault
+from dynamo.frontend.body_bounds import decode_json
 
 __all__ = ["BatchLine", "InputLimits", "Inspection", "inspect_input", "read_lines"]
 
@@ -49,9 +51,6 @@ class Inspection(msgspec.Struct):
     faults: list[BatchFault] = []
 
 
-_decode = msgspec.json.Decoder(BatchLine).decode
-
-
 def inspect_input(path: Path, endpoint: str, limits: InputLimits) -> Inspection:
     """Read the whole file; blocks for about 5 us per line.
 
@@ -86,7 +85,7 @@ async def read_lines(path: Path, done: set[int], limits: InputLimits) -> AsyncIt
     while piece := await asyncio.to_thread(_some, lines):
         for number, line in piece:
             if number not in done:
-                request = _decode(line)
+                request = decode_json(line, BatchLine)
                 request.number = number
                 yield request
 
@@ -127,7 +126,9 @@ def _look(
     if len(line) > limits.line_bytes:
         return BatchFault("line_too_long", f"the line is longer than {limits.line_bytes} bytes", number)
     try:
-        request = _decode(line)
+        request = decode_json(line, BatchLine)
+    except InvalidRequest as error:
+        return BatchFault("invalid_request", error.message, number)
     except msgspec.ValidationError as error:
         return BatchFault("invalid_request", f"the line is not a request: {error}", number)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

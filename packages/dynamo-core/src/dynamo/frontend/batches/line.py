@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from dynamo.frontend.batches.input import BatchLine
+from dynamo.frontend.batches.places import FairPlaces
 from dynamo.frontend.batches.table import Answered
 from dynamo.frontend.routes import Route
 from dynamo.frontend.security import Identity, run_as
@@ -45,8 +46,8 @@ class LineCaller:
         routes: by path; what `dynamo.frontend.batches.request.ENDPOINTS` names.
         crowded: whether requests for a model wait at all its workers already.
         priority: added to that of the clients; lower is sooner.
-        places: how many requests are in work at a time. One that waits for room has none, so that a batch for a model
-            that is busy or gone does not hold up those for others.
+        places: how many requests are in work at a time; owners get them in turn. One that waits for room has none, so
+            that a batch for a model that is busy or gone does not hold up those for others.
         models_known_from: monotonic seconds. Before it a model that does not exist is waited for, since a process
             that has just started does not know all workers yet.
     """
@@ -62,27 +63,27 @@ class LineCaller:
         self._routes = routes
         self._crowded = crowded
         self._priority = priority
-        self._places = asyncio.Semaphore(places)
+        self._places = FairPlaces(places)
         self._models_known_from = models_known_from
 
-    async def answer(self, line: BatchLine, identity: Callable[[], Identity]) -> Answered:
+    async def answer(self, line: BatchLine, owner: str, identity: Callable[[], Identity]) -> Answered:
         """The line of the output or the error file. Cancelling it frees the engine.
 
-        `identity` says whose request it is, each time that it is made; what it raises comes through.
+        `identity` says what the owner may do, each time that the request is made; what it raises comes through.
         """
         call_id = f"batch_req_{secrets.token_hex(16)}"
         body = _encode({**line.body, "priority": self._lowered(line.body.get("priority"))})
-        response = await self._response(line, body, call_id, identity)
+        response = await self._response(line, body, call_id, owner, identity)
         return Answered(line.number, response.status >= 400, _line_body(line, call_id, response))
 
     async def _response(
-        self, line: BatchLine, body: bytes, call_id: str, identity: Callable[[], Identity]
+        self, line: BatchLine, body: bytes, call_id: str, owner: str, identity: Callable[[], Identity]
     ) -> LocalResponse:
         pause, lost = _FIRST_PAUSE_SECONDS, 0
         while True:
             while self._crowded(line.body["model"]):
                 await asyncio.sleep(_LOOK_SECONDS)
-            async with self._places:
+            async with self._places.of(owner):
                 if self._crowded(line.body["model"]):
                     continue
                 response = await self._ask(line.url, body, call_id, identity())

@@ -9,11 +9,22 @@ import msgspec
 
 from dynamo.errors import InvalidRequest
 
-__all__ = ["BatchFault", "BatchNotKept", "BatchRecord", "BatchState", "Status", "new_batch_id"]
+__all__ = ["ENDED", "BatchEnded", "BatchFault", "BatchNotKept", "BatchRecord", "BatchState", "Status", "new_batch_id"]
 
 Status: TypeAlias = Literal[
     "validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"
 ]
+
+
+#: A batch does not leave these.
+ENDED = frozenset[Status]({"failed", "completed", "expired", "cancelled"})
+
+
+class BatchEnded(InvalidRequest):
+    """The batch has ended, so that it cannot be cancelled; OpenAI has the same status for it."""
+
+    code = "batch_ended"
+    http_status = 409
 
 
 class BatchNotKept(InvalidRequest):

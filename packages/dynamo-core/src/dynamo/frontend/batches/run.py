@@ -145,7 +145,7 @@ class BatchRun:
                     line = await anext(lines, None)
                 if line is None:
                     return
-                answer = await self._shop.caller.answer(line, self._identity)
+                answer = await self._shop.caller.answer(line, self._record.owner, self._identity)
                 await self._keep(answer)
 
         workers = [asyncio.ensure_future(work()) for _ in range(self._shop.concurrency)]

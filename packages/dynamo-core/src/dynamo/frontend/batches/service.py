@@ -26,7 +26,7 @@ from dynamo.frontend.settings import FrontendSettings
 
 __all__ = ["BatchService"]
 
-_OPEN_BATCHES = 1000
+_OPEN_BATCHES, _OPEN_BATCHES_OF_OWNER = 1000, 250
 _DAY_SECONDS = 24 * 3600
 
 
@@ -56,7 +56,13 @@ class BatchService:
         )
         self._space = FileSpace(self._database, directory / "files", settings.max_files, settings.file_store_mib << 20)
         holder = f"{os.getpid()}-{secrets.token_hex(8)}"
-        self._table = BatchTable(self._database, holder, _OPEN_BATCHES)
+        self._table = BatchTable(
+            self._database,
+            holder,
+            max_open=_OPEN_BATCHES,
+            max_own=_OPEN_BATCHES_OF_OWNER,
+            keyed=security is not None,
+        )
         self._files = Files(self._space, metrics, settings.file_expiry_days)
         self._batches = Batches(self._table, self._space, metrics, self._wake)
         self._claims: BatchClaims | None = None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from dynamo.errors import InvalidRequest, LeaseLost, RateLimited
-from dynamo.frontend.batches.record import BatchNotKept, BatchRecord, BatchState, Status
+from dynamo.frontend.batches.record import ENDED, BatchEnded, BatchNotKept, BatchRecord, BatchState, Status
 from dynamo.frontend.database import Database
 from dynamo.frontend.files.record import FileRecord
 from dynamo.frontend.files.space import insert_file
@@ -37,7 +38,8 @@ CREATE TABLE IF NOT EXISTS batch_lines (
 _SELECT = "SELECT number, id, owner, status, input_file_id, created, completed, failed, state FROM batches WHERE "
 _INSERT = """INSERT INTO batches (id, owner, status, input_file_id, created, completed, failed, state)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
-_FREE = "finished IS NULL AND lease_until < ? AND (holder IS NULL OR holder != ?)"
+_FREE = "finished IS NULL AND lease_until < ? AND (holder IS NULL OR holder != ?) AND (owner != '') = ?"
+_HELD = "SELECT owner, COUNT(*) FROM batches WHERE finished IS NULL AND lease_until >= ? GROUP BY owner"
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(BatchState).decode
@@ -59,13 +61,27 @@ class BatchTable:
         database: has `BATCHES_SCHEMA` and the table of files.
         holder: a name of this process that no other has had.
         max_open: batches that have not ended, of all owners.
+        max_own: of one owner.
+        keyed: whether this process serves clients by their API keys. Batches of clients without keys are for processes
+            without keys, and the other way around: each would refuse what the other has promised.
         clock: Unix time in seconds.
     """
 
-    def __init__(self, database: Database, holder: str, max_open: int, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        database: Database,
+        holder: str,
+        *,
+        max_open: int,
+        max_own: int,
+        keyed: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._database = database
         self._holder = holder
         self._max_open = max_open
+        self._max_own = max_own
+        self._keyed = keyed
         self._clock = clock
 
     async def add(self, batch_id: str, owner: str, input_file_id: str, state: BatchState) -> BatchRecord:
@@ -77,15 +93,17 @@ class BatchTable:
         now = self._clock()
 
         def work(database: sqlite3.Connection) -> int | None:
-            (count,) = database.execute("SELECT COUNT(*) FROM batches WHERE finished IS NULL").fetchone()
-            if count >= self._max_open:
+            query = "SELECT COUNT(*), COALESCE(SUM(owner = ?), 0) FROM batches WHERE finished IS NULL"
+            every, own = database.execute(query, (owner,)).fetchone()
+            if every >= self._max_open or own >= self._max_own:
                 return None
             row = (batch_id, owner, "validating", input_file_id, now, 0, 0, _encode(state))
             return database.execute(_INSERT, row).lastrowid
 
         number = await self._database.transaction(work)
         if number is None:
-            raise RateLimited(f"{self._max_open} batches wait or run already", retry_after_seconds=60)
+            limits = f"at most {self._max_own} of one API key may, and {self._max_open} of all"
+            raise RateLimited(f"too many batches wait or run already; {limits}", retry_after_seconds=60)
         return BatchRecord(number, batch_id, owner, "validating", input_file_id, now, 0, 0, state)
 
     async def get(self, batch_id: str, owner: str) -> BatchRecord:
@@ -116,29 +134,51 @@ class BatchTable:
         return found[: page.limit], len(found) > page.limit
 
     async def cancel(self, batch_id: str, owner: str) -> BatchRecord:
-        """Ask for its end; one that has ended, or ends already, stays as it is."""
+        """Ask for its end; one that ends already stays as it is.
 
-        def work(database: sqlite3.Connection) -> None:
+        Raises:
+            BatchEnded: it has ended.
+            BatchNotKept: there is none (any more).
+        """
+
+        def work(database: sqlite3.Connection) -> bool:
             query = "SELECT state FROM batches WHERE id = ? AND owner = ? AND status IN ('validating', 'in_progress')"
             row = database.execute(query, (batch_id, owner)).fetchone()
             if row is not None:
                 state = msgspec.structs.replace(_decode(row[0]), cancelling_at=self._clock())
                 query = "UPDATE batches SET status = 'cancelling', state = ? WHERE id = ?"
                 database.execute(query, (_encode(state), batch_id))
+            return row is not None
 
-        await self._database.transaction(work)
-        return await self.get(batch_id, owner)
+        changed = await self._database.transaction(work)
+        record = await self.get(batch_id, owner)
+        if not changed and record.status in ENDED:
+            raise BatchEnded(f"batch {batch_id!r} cannot be cancelled: it is {record.status}", param="batch_id")
+        return record
 
-    async def claim(self, most: int, lease_seconds: float) -> list[BatchRecord]:
-        """Up to `most` batches that have not ended and that nobody holds, oldest first; they are held from now on."""
+    async def claim(self, most: int, lease_seconds: float, *, first_of_owner: int = 0) -> list[BatchRecord]:
+        """Batches that have not ended and that nobody holds; they are held from now on.
+
+        Owners of whom fewest are held, by whatever process, come first, then the oldest batches. Up to `most`, and up
+        to `first_of_owner` as long as their owners have none.
+        """
         now = self._clock()
         # Its own batches are never claimed again: they are still in work, however late their lease is renewed.
-        query, values = _SELECT + _FREE + " ORDER BY number LIMIT ?", (now, self._holder, most)
+        query, values = _SELECT + _FREE + " ORDER BY number", (now, self._holder, self._keyed)
         if not await self._database.run(lambda database: database.execute(query, values).fetchone()):
             return []  # the usual answer, without the write lock
 
         def work(database: sqlite3.Connection) -> list[BatchRecord]:
-            found = [_record(row) for row in database.execute(query, values).fetchall()]
+            free = [_record(row) for row in database.execute(query, values).fetchall()]
+            held = Counter(dict(database.execute(_HELD, (now,)).fetchall()))
+            found: list[BatchRecord] = []
+            while free:
+                best = min(free, key=lambda record: (held[record.owner], record.number))
+                if len(found) >= (most if held[best.owner] else max(most, first_of_owner)):
+                    break
+                free.remove(best)
+                found.append(best)
+                held[best.owner] += 1
             leases = [(self._holder, now + lease_seconds, record.number) for record in found]
             database.executemany("UPDATE batches SET holder = ?, lease_until = ? WHERE number = ?", leases)
             return found

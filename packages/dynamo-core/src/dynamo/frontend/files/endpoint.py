@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import Any
 from urllib.parse import parse_qs
 
-from dynamo.errors import EngineError, InvalidRequest, Overloaded
+from dynamo.errors import EngineError, InvalidRequest, Overloaded, RateLimited
 from dynamo.frontend.calls import Calls
 from dynamo.frontend.files.record import FileRecord, expiry_seconds, new_file_id
-from dynamo.frontend.files.space import FileSpace
+from dynamo.frontend.files.space import FileSpace, Reservation
 from dynamo.frontend.files.upload import receive
 from dynamo.frontend.listing import Page, list_body
 from dynamo.frontend.metrics import FrontendMetrics
@@ -19,8 +20,10 @@ from dynamo.runtime.http import Exchange
 
 __all__ = ["Files"]
 
-#: Each holds up to 2 MiB of memory and a part of the disk that is not counted yet.
+#: Each holds up to 2 MiB of memory.
 _UPLOADS = 8
+#: One key must leave room for others.
+_UPLOADS_PER_KEY = 4
 _PIECE_BYTES = 256 << 10
 _LIST_LIMIT = 10_000
 
@@ -33,15 +36,23 @@ class Files:
         self._expiry_seconds = expiry_days * 24 * 3600
         self._calls = Calls(metrics, "files")
         self._uploads = 0
+        self._uploads_by_key: Counter[str] = Counter()
 
     def create(self, exchange: Exchange) -> None:
         """Take an upload. Called when the head of the request is there."""
         if self._uploads >= _UPLOADS:
             exchange.respond_error(Overloaded(f"{self._uploads} uploads are open already", retry_after_seconds=5))
             return
+        key = current_identity().name
+        if key and self._uploads_by_key[key] >= _UPLOADS_PER_KEY:
+            exchange.respond_error(
+                RateLimited(f"this key has {_UPLOADS_PER_KEY} uploads open already", retry_after_seconds=5)
+            )
+            return
         # Counted here, not in the task: many heads may come before the first task runs.
         self._uploads += 1
-        self._calls.serve(exchange, self._create(exchange))
+        self._uploads_by_key[key] += 1
+        self._calls.serve(exchange, self._create(exchange, key))
 
     def every(self, exchange: Exchange) -> None:
         """A page of the client's files."""
@@ -80,25 +91,34 @@ class Files:
         """Let what was begun end."""
         await self._calls.close()
 
-    async def _create(self, exchange: Exchange) -> None:
-        assert exchange.body_stream is not None
+    async def _create(self, exchange: Exchange, owner: str) -> None:
         length = exchange.headers.get("content-length", "")
-        file_id, kept = new_file_id(), False
         try:
-            await self._space.check_room(int(length) if length.isdigit() else 0)
-            path = self._space.path(file_id)
-            upload = await receive(exchange.headers.get("content-type", ""), exchange.body_stream, path)
-            expires_after = self._checked(upload.fields, upload.size)
-            now = time.time()
-            owner = current_identity().name
-            record = FileRecord(file_id, owner, "batch", upload.filename or "", upload.size, now, now + expires_after)
-            await self._space.add(record)
-            kept = True
+            async with self._space.uploading(int(length) if length.isdigit() else 0) as reservation:
+                record = await self._received(exchange, owner, reservation)
         finally:
             self._uploads -= 1
+            self._uploads_by_key[owner] -= 1
+            if not self._uploads_by_key[owner]:
+                del self._uploads_by_key[owner]
+        exchange.respond_json(200, record.body())
+
+    async def _received(self, exchange: Exchange, owner: str, reservation: Reservation) -> FileRecord:
+        assert exchange.body_stream is not None
+        file_id, kept = new_file_id(), False
+        try:
+            path = self._space.path(file_id)
+            content_type = exchange.headers.get("content-type", "")
+            upload = await receive(content_type, exchange.body_stream, path, reservation.take)
+            expires_after = self._checked(upload.fields, upload.size)
+            now = time.time()
+            record = FileRecord(file_id, owner, "batch", upload.filename or "", upload.size, now, now + expires_after)
+            await self._space.add(record, reservation)
+            kept = True
+        finally:
             if not kept:
                 await self._space.remove_bodies([file_id])
-        exchange.respond_json(200, record.body())
+        return record
 
     def _checked(self, fields: dict[str, str], size: int) -> float:
         """Seconds until it expires; raises InvalidRequest for a form that says something wrong."""

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from dynamo.errors import ConfigError, InvalidRequest
@@ -19,7 +19,7 @@ from dynamo.frontend.database import Database, StorageFull
 from dynamo.frontend.files.record import FileNotKept, FileRecord
 from dynamo.frontend.listing import Page
 
-__all__ = ["FILES_SCHEMA", "FileSpace", "insert_file"]
+__all__ = ["FILES_SCHEMA", "FileSpace", "Reservation", "insert_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,23 @@ class FileInUse(InvalidRequest):
 
     code = "file_in_use"
     http_status = 409
+
+
+class Reservation:
+    """Room that an upload takes until it is recorded or given up. Made by `FileSpace.uploading`."""
+
+    def __init__(self, grow: Callable[[Reservation, int], Awaitable[None]]) -> None:
+        self._grow = grow
+        self.bytes = 0
+
+    async def take(self, size: int) -> None:
+        """Reserve `size` bytes in all; what is reserved already stays so.
+
+        Raises:
+            StorageFull: there is no room for them.
+        """
+        if size > self.bytes:
+            await self._grow(self, size)
 
 
 class FileSpace:
@@ -68,6 +85,9 @@ class FileSpace:
         self._max_files = max_files
         self._max_bytes = max_bytes
         self._clock = clock
+        self._reservations: list[Reservation] = []
+        """Of this process; what others receive is found out when it is recorded."""
+        self._reserving = asyncio.Lock()
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -81,23 +101,29 @@ class FileSpace:
         """Where the body of a file of ours is; `file_id` is never what a client sent."""
         return self._directory / file_id
 
-    async def check_room(self, size: int) -> None:
-        """Refuse early what cannot be kept anyway.
+    @contextlib.asynccontextmanager
+    async def uploading(self, size: int) -> AsyncIterator[Reservation]:
+        """Reserve room for one more file of `size` bytes while it comes, before anything of it is written.
 
         Raises:
             StorageFull: a file of `size` bytes would be one, or too large, too much.
         """
-        await self._database.run(lambda database: self._check_room(database, size))
+        reservation = Reservation(self._reserve)
+        await self._reserve(reservation, size)
+        try:
+            yield reservation
+        finally:
+            self._reservations.remove(reservation)
 
-    async def add(self, record: FileRecord) -> None:
-        """Record a file whose body is complete.
+    async def add(self, record: FileRecord, reservation: Reservation | None = None) -> None:
+        """Record a file whose body is complete, for which `reservation` was made.
 
         Raises:
             StorageFull: there is no room for it.
         """
 
         def work(database: sqlite3.Connection) -> None:
-            self._check_room(database, record.bytes)
+            self._check_room(database, record.bytes, reservation)
             insert_file(database, record)
 
         await self._database.transaction(work)
@@ -212,12 +238,22 @@ class FileSpace:
             logger.warning("%s cannot be tidied: %s", self._directory, error.strerror)
         return old
 
-    def _check_room(self, database: sqlite3.Connection, size: int) -> None:
+    async def _reserve(self, reservation: Reservation, size: int) -> None:
+        # One at a time: of two that fit only one by one the first gets the room.
+        async with self._reserving:
+            await self._database.run(lambda database: self._check_room(database, size, reservation))
+            reservation.bytes = size
+            if reservation not in self._reservations:
+                self._reservations.append(reservation)
+
+    def _check_room(self, database: sqlite3.Connection, size: int, own: Reservation | None) -> None:
         count, used = database.execute("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM files").fetchone()
+        others = [reservation for reservation in list(self._reservations) if reservation is not own]
+        count, used = count + len(others), used + sum(reservation.bytes for reservation in others)
         if count >= self._max_files or used + size > self._max_bytes:
             raise StorageFull(
-                f"{count} files with {used} bytes are kept; at most {self._max_files} files with {self._max_bytes} "
-                "bytes are",
+                f"{count} files with {used} bytes are kept or come in; at most {self._max_files} files with "
+                f"{self._max_bytes} bytes are",
                 hint="delete files, or raise --max-files and --file-store-mib",
             )
 

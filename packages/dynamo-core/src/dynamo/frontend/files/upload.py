@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -99,8 +100,12 @@ class Upload:
         self.complete = True
 
 
-async def receive(content_type: str, body: BodyStream, path: Path) -> Upload:
+async def receive(
+    content_type: str, body: BodyStream, path: Path, before_writing: Callable[[int], Awaitable[None]] | None = None
+) -> Upload:
     """Read the whole form; its file is at `path` then, on disk.
+
+    `before_writing` is called with the size that the file is going to have, and may raise.
 
     Raises:
         InvalidRequest: it is no form, it is cut short, or a part of it is wrong.
@@ -116,7 +121,7 @@ async def receive(content_type: str, body: BodyStream, path: Path) -> Upload:
     upload = Upload()
     try:
         with path.open("xb", buffering=0) as file:
-            await _parse(_parser(boundary, upload), body, upload, file)
+            await _parse(_parser(boundary, upload), body, upload, file, before_writing)
     except OSError as error:
         raise disk_error(error, "the upload") from error
     if not upload.complete:
@@ -133,13 +138,21 @@ def disk_error(error: OSError, what: str) -> EngineError:
     return EngineError(f"{what} cannot be written: {error.strerror}")
 
 
-async def _parse(parser: MultipartParser, body: BodyStream, upload: Upload, file: BinaryIO) -> None:
+async def _parse(
+    parser: MultipartParser,
+    body: BodyStream,
+    upload: Upload,
+    file: BinaryIO,
+    before_writing: Callable[[int], Awaitable[None]] | None,
+) -> None:
     while data := await body.read():
         try:
             parser.write(data)
         except MultipartParseError as error:
             raise InvalidRequest(f"the form is malformed: {error}", reason="invalid_multipart") from error
         if upload.pending:
+            if before_writing is not None:
+                await before_writing(upload.size)
             piece, upload.pending = bytes(upload.pending), bytearray()
             await asyncio.to_thread(_write_all, file, piece)
 

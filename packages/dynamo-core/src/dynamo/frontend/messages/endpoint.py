@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any
+from functools import partial
 
 from dynamo.frontend.answers import Answer
 from dynamo.frontend.messages.format import MessageFormat
@@ -17,13 +16,13 @@ from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
 from dynamo.frontend.models import ServedModel, ServedModels
 from dynamo.frontend.parts import PartAnswer
 from dynamo.frontend.pipeline import ChatCall, Pipeline
+from dynamo.frontend.preparation import Preparations
 from dynamo.frontend.prompts import Prompt, chat_prompts
 from dynamo.frontend.refusals import Refusals, check_room, request_id
 from dynamo.frontend.requests import check_chat, decode_body
 from dynamo.frontend.settings import FrontendSettings
 from dynamo.frontend.tools import check_tools
 from dynamo.runtime.http import Exchange
-from dynamo.runtime.tasks import Tasks
 
 __all__ = ["Messages"]
 
@@ -38,7 +37,7 @@ class Messages:
         self._models = models
         self._metrics = metrics
         self._settings = settings
-        self._tasks = Tasks()
+        self._preparations = Preparations(metrics)
 
     def create(self, exchange: Exchange) -> None:
         """Answer."""
@@ -61,19 +60,15 @@ class Messages:
             chat = chat_request(decode_body(exchange.body, TokenCountRequest))
             check_chat(chat)
             check_tools(chat)
-            prompts = chat_prompts(chat, self._models.get(chat.model))
+            prompts = chat_prompts(chat, self._models.get(chat.model), len(exchange.body))
             if isinstance(prompts, list):
                 _respond_count(exchange, prompts)
-                return
-            self._tasks.spawn(self._count_later(exchange, prompts))
+            else:
+                self._preparations.begin(exchange, "count_tokens", prompts, partial(_respond_count, exchange))
 
     async def close(self) -> None:
         """Stop what is being counted."""
-        await self._tasks.cancel()
-
-    async def _count_later(self, exchange: Exchange, prompts: Coroutine[Any, Any, list[Prompt]]) -> None:
-        with Refusals(self._metrics, exchange, "count_tokens"):
-            _respond_count(exchange, await prompts)
+        await self._preparations.close()
 
 
 def _respond_count(exchange: Exchange, prompts: list[Prompt]) -> None:

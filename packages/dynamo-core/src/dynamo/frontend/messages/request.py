@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from dynamo.errors import InvalidRequest
+from dynamo.frontend.body_bounds import check_count, check_messages
 from dynamo.frontend.messages.conversation import chat_messages
 from dynamo.frontend.requests import ChatRequest, Priority, check_range, check_stop
 
@@ -68,6 +69,10 @@ def chat_request(request: TokenCountRequest) -> ChatRequest:
     for param in ("mcp_servers", "container"):
         if getattr(request, param):
             raise InvalidRequest(f"'{param}' is not supported", param=param)
+    check_messages(request.messages)
+    check_count("tools", request.tools)
+    if isinstance(request.system, list):
+        check_count("system", request.system)
     messages = chat_messages(request.system, request.messages)
     # A last message of the assistant is the beginning of the answer.
     prefilled = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")

@@ -101,7 +101,7 @@ class ResponseFormat:
             "completed_at": None if incomplete else int(time.time()),
             "incomplete_details": {"reason": "max_output_tokens"} if incomplete else None,
             "output": [self._item(part, _status(part)) for part in outcome.parts],
-            "usage": _usage(outcome.usage, outcome.reasoning_tokens),
+            "usage": _usage(outcome.usage),
         }
 
     def _event(self, kind: bytes, fields: bytes) -> bytes:
@@ -174,11 +174,11 @@ def _status(part: Part) -> str:
     return "incomplete" if part.cut else "completed"
 
 
-def _usage(usage: Usage, reasoning_tokens: int) -> dict[str, Any]:
+def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": min(reasoning_tokens, usage.completion_tokens)},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
     }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dynamo.errors import InvalidRequest
+from dynamo.frontend.body_bounds import check_messages
 from dynamo.frontend.parts import argument_object
 
 __all__ = ["Item", "conversation", "messages_of", "read_items"]
@@ -33,6 +34,7 @@ def read_items(given: str | list[Item]) -> list[Item]:
         given = [{"role": "user", "content": given}]
     if not given:
         raise InvalidRequest("'input' must not be empty", param="input")
+    check_messages(given, "input")
     return conversation([_read(item, f"input[{index}]") for index, item in enumerate(given)])
 
 

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import msgspec
 
 from dynamo.errors import DynamoError, InvalidRequest
+from dynamo.frontend.body_bounds import check_count
 from dynamo.frontend.metadata import check_metadata
 from dynamo.frontend.requests import ChatRequest, Priority, check_range
+from dynamo.frontend.tools import check_tool_name
 
 __all__ = ["ResponseRequest", "chat_request", "check_response_request", "render_error"]
 
@@ -73,6 +75,7 @@ def check_response_request(request: ResponseRequest) -> None:
     _refuse_unsupported(request)
     check_range("top_logprobs", request.top_logprobs, 0, 20)
     check_range("max_output_tokens", request.max_output_tokens, 1, math.inf)
+    check_count("tools", request.tools)
     for index, tool in enumerate(request.tools or []):
         _check_tool(f"tools[{index}]", tool)
     check_metadata(request.metadata or {})
@@ -145,6 +148,7 @@ def _check_tool(param: str, tool: dict[str, Any]) -> None:
         )
     if not isinstance(tool.get("name"), str) or not tool["name"]:
         raise InvalidRequest(f"'{param}.name' is missing", param=f"{param}.name")
+    check_tool_name(tool["name"], f"{param}.name")
     if not isinstance(tool.get("parameters") or {}, dict):
         raise InvalidRequest(f"'{param}.parameters' must be an object", param=f"{param}.parameters")
 

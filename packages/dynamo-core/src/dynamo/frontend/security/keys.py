@@ -12,12 +12,11 @@ import msgspec
 import yaml
 
 from dynamo.errors import ConfigError, Unauthorized
+from dynamo.frontend.text_rules import KEY_LIMIT_CHARACTERS, ApiKeyText, KeyName, Sha256Hex, in_words
 
 __all__ = ["ApiKey", "KeyTable", "credential", "key_digest", "named_by_hash", "read_key_file"]
 
 _HINT = "each entry is {name, key or sha256, models, requests_per_minute, tokens_per_minute, admin}"
-#: Longer credentials cannot be keys of ours; header bytes are bounded by the server anyway.
-_KEY_LIMIT_CHARACTERS = 512
 _PREFIX_BYTES = 8
 
 
@@ -38,9 +37,9 @@ class ApiKey(msgspec.Struct, frozen=True):
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     """One entry of a key file."""
 
-    name: Annotated[str, msgspec.Meta(pattern=r"^[\w.@:-]{1,128}$")]
-    key: Annotated[str, msgspec.Meta(pattern=rf"^[!-~]{{8,{_KEY_LIMIT_CHARACTERS}}}$")] | None = None
-    sha256: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
+    name: KeyName
+    key: ApiKeyText | None = None
+    sha256: Sha256Hex | None = None
     models: list[str] | None = None
     requests_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
     tokens_per_minute: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -76,7 +75,7 @@ class KeyTable:
                 reason="missing_api_key",
                 hint="send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'",
             )
-        found = self.find_digest(key_digest(given)) if len(given) <= _KEY_LIMIT_CHARACTERS else None
+        found = self.find_digest(key_digest(given)) if len(given) <= KEY_LIMIT_CHARACTERS else None
         if found is None:
             raise Unauthorized("the API key is not valid", reason="invalid_api_key")
         return found
@@ -130,7 +129,7 @@ def _api_key(path: Path, index: int, data: Any) -> ApiKey:
     try:
         entry = msgspec.convert(data, _Entry)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}, entry {index}: {error}", param="api_key_file", hint=_HINT) from error
+        raise ConfigError(f"{path}, entry {index}: {in_words(error)}", param="api_key_file", hint=_HINT) from error
     if (entry.key is None) == (entry.sha256 is None):
         raise ConfigError(f"{path}, entry {index}: give either key or sha256", param="api_key_file", hint=_HINT)
     return ApiKey(

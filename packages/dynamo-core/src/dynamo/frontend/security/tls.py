@@ -48,23 +48,61 @@ class TlsFiles:
         return cls(Path(certificate), Path(key), Path(authorities) if authorities else None)
 
     def _load(self) -> None:
+        # OpenSSL's errors name no file.
+        _check_pem(self._certificate, "CERTIFICATE-----", "a certificate", "tls_cert_path")
+        _check_pem(self._key, "PRIVATE KEY-----", "a private key", "tls_key_path")
+        asked: list[bool] = []
+
+        def no_password() -> str:
+            # A prompt would stop the process: an encrypted key is refused by the empty password.
+            asked.append(True)
+            return ""
+
         try:
             # First into one that nobody uses: a pair that does not fit would leave the real one without a key.
             for context in (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), self.context):
-                # A password prompt would stop the process: an encrypted key is refused by the empty password.
-                context.load_cert_chain(self._certificate, self._key, password=lambda: "")
+                context.load_cert_chain(self._certificate, self._key, password=no_password)
         except (OSError, ssl.SSLError, ValueError) as error:
-            raise ConfigError(
-                f"cannot use the certificate {self._certificate} with the key {self._key}: {error}",
-                param="tls_cert_path",
-                hint="both must be PEM files that belong together, the key without a password",
-            ) from error
+            raise self._refusal(error, encrypted=bool(asked)) from error
+
+    def _refusal(self, error: Exception, *, encrypted: bool) -> ConfigError:
+        if encrypted:
+            return ConfigError(
+                f"the TLS key {self._key} is encrypted",
+                param="tls_key_path",
+                hint=f"write it without a password: openssl pkey -in {self._key} -out plain.key",
+            )
+        if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+            return ConfigError(
+                f"the TLS key {self._key} does not belong to the certificate {self._certificate}",
+                param="tls_key_path",
+                hint="the certificate of the server comes first in its file, those that signed it after",
+            )
+        return ConfigError(
+            f"cannot use the TLS certificate {self._certificate} with the key {self._key}: {error}",
+            param="tls_cert_path",
+            hint="one of the PEM files is damaged",
+        )
 
     def _require_clients_of(self, authorities: Path) -> None:
         try:
             self.context.load_verify_locations(authorities)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(
-                f"cannot read the client authorities {authorities}: {error}", param="tls_client_ca_cert_path"
+                f"cannot read the client authorities {authorities}: {error.strerror or error}",
+                param="tls_client_ca_cert_path",
+                hint="give --tls-client-ca-cert-path a PEM file of certificates",
             ) from error
         self.context.verify_mode = ssl.CERT_REQUIRED
+
+
+def _check_pem(path: Path, mark: str, what: str, setting: str) -> None:
+    flag = f"--{setting.replace('_', '-')}"
+    try:
+        found = mark in path.read_text("latin-1")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the TLS file {path}: {error.strerror}", param=setting, hint=f"{flag} names {what}"
+        ) from error
+    if not found:
+        raise ConfigError(f"the TLS file {path} holds no PEM of {what}", param=setting, hint=f"{flag} names {what}")

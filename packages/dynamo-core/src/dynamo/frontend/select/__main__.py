@@ -11,6 +11,7 @@ from dynamo.frontend.select.app import SelectService
 from dynamo.frontend.select.settings import SelectSettings
 from dynamo.router.settings import RouterSettings
 from dynamo.runtime.distributed import DistributedRuntime, config_errors_end_the_process, run_process
+from dynamo.runtime.garbage import collect_seldom
 from dynamo.runtime.settings import RuntimeSettings
 
 #: Who asks for a worker by its cache wants this one; flags and environment go first.
@@ -30,7 +31,9 @@ def main(**flags: Any) -> None:
         )
 
     async def body(runtime: DistributedRuntime) -> None:
-        await SelectService(settings, router, runtime).run()
+        service = SelectService(settings, router, runtime)
+        collect_seldom()
+        await service.run()
 
     run_process(runtime_settings, body, "dynamo-select")
 

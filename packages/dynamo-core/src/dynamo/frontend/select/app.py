@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Mapping
@@ -12,8 +11,8 @@ from typing import Any
 
 import zmq.asyncio
 
-from dynamo.errors import DynamoError, EngineError
 from dynamo.frontend.openapi import ApiPages
+from dynamo.frontend.refusals import Answering
 from dynamo.frontend.requests import decode_body
 from dynamo.frontend.routes import Access, Route, install
 from dynamo.frontend.security import create_security, current_identity
@@ -37,8 +36,6 @@ from dynamo.runtime.tasks import Tasks
 from dynamo.runtime.telemetry import METRICS_CONTENT_TYPE, render_metrics
 
 __all__ = ["SelectService"]
-
-logger = logging.getLogger(__name__)
 
 _SWEEP_SECONDS = 1.0
 
@@ -197,7 +194,6 @@ class SelectService:
 
     def _routes(self) -> list[Route]:
         free, one, worker = Access.OPEN, "/reservations/{reservation}", "/workers/{worker}"
-        pages = ApiPages()
 
         def health(exchange: Exchange) -> None:
             exchange.respond_json(200, {"status": "healthy"})
@@ -222,11 +218,8 @@ class SelectService:
             Route("GET", "/health", health, "Whether this process answers.", free),
             Route("GET", "/ready", self.ready, "Whether there is a worker to choose.", free),
             Route("GET", "/metrics", metrics, "Metrics.", free, response=METRICS_CONTENT_TYPE),
-            Route("GET", "/openapi.json", pages.document, "This document.", free),
-            Route("GET", "/docs", pages.page, "This document for people.", free, response="text/html"),
         ]
-        pages.describe(routes)
-        return routes
+        return ApiPages().added(routes)
 
     def _describe(self, exchange: Exchange, describe: Callable[..., dict[str, Any]]) -> None:
         request = decode_body(exchange.body, SelectRequest)
@@ -253,16 +246,8 @@ class SelectService:
 
     def _spawn(self, exchange: Exchange, work: Coroutine[Any, Any, None]) -> None:
         async def answered() -> None:
-            try:
+            with Answering(exchange, f"{exchange.method} {exchange.path}"):
                 await work
-            except DynamoError as error:
-                exchange.respond_error(error)
-            except asyncio.CancelledError:
-                raise
-            except Exception:
-                # Nobody waits for this task: without an answer the client would wait for ever.
-                logger.exception("%s %s failed", exchange.method, exchange.path)
-                exchange.respond_error(EngineError("internal error; the server's log has the details"))
 
         self._tasks.spawn(answered())
 

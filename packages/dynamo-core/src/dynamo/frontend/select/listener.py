@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import zmq.asyncio
 
 from dynamo.protocols.addressing import WorkerKey
-from dynamo.protocols.kv_events import AllBlocksCleared, BlockStored, EngineKvEvent, KvEventBatch
+from dynamo.protocols.kv_copies import CopyCounter
+from dynamo.protocols.kv_events import AllBlocksCleared, BlockStored, EngineKvEvent, EngineKvEvents, KvEventBatch
 from dynamo.protocols.kv_wire import Drops
 from dynamo.router.core.rank_mirror import RankMirror, RouterKvEvent
 from dynamo.runtime.kv_event_stream import KvEventSource, KvEventStream, Timing
@@ -46,6 +47,7 @@ class EngineListener:
     def __init__(self, context: zmq.asyncio.Context, rank: ListenedRank, timing: Timing = _TIMING) -> None:
         self._rank = rank
         self._mirror = RankMirror(rank.block_size)
+        self._copies = CopyCounter()
         self._epoch = time.time_ns()
         self._drops = Drops(rank.source.endpoint)
         self._stream = KvEventStream(context, rank.source, self._drops, timing)
@@ -78,12 +80,13 @@ class EngineListener:
         fitting = [event for event in events if not isinstance(event, BlockStored) or event.block_size == size]
         if len(fitting) < len(events):
             self._drops.add("a wrong block size", f"its blocks have not the {size} tokens that it is registered with")
-        if len(self._mirror) > _MOST_BLOCKS:
+        if max(len(self._mirror), len(self._copies)) > _MOST_BLOCKS:
             self._drops.add("a cache that cannot be true", f"more than {_MOST_BLOCKS} blocks")
             fitting.insert(0, AllBlocksCleared())
-        if fitting == [AllBlocksCleared()] and not len(self._mirror):
+        known = self._copies.first_and_last(EngineKvEvents(fitting)).events
+        if known == [AllBlocksCleared()] and not len(self._mirror):
             return
-        self._publish(self._mirror.translate(fitting))
+        self._publish(self._mirror.translate(known))
 
     def _publish(self, events: list[RouterKvEvent]) -> None:
         if events:

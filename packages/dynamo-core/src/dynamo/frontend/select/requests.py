@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dynamo.errors import InvalidRequest, ModelNotFound
+from dynamo.frontend.text_rules import ReservationName
 from dynamo.frontend.token_inputs import encode_texts
 from dynamo.preprocessor import TextModel
 from dynamo.protocols.llm import pack_token_ids
@@ -49,7 +50,7 @@ class SelectRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class ReserveRequest(SelectRequest, kw_only=True, forbid_unknown_fields=True):
     """``POST /select_and_reserve``."""
 
-    reservation_id: Annotated[str, msgspec.Meta(pattern=r"^[\w.:-]{1,128}$")] | None = None
+    reservation_id: ReservationName | None = None
     """None: the service makes one up."""
     ttl_seconds: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """At most --reservation-seconds, which None is."""

@@ -35,7 +35,7 @@ class SelectSettings(Settings):
     api_key: list[SecretStr] = setting([])
     """A key that clients must send; may be repeated. Other users of the machine can read it: better use DYN_API_KEYS or
     --api-key-file."""
-    api_keys: list[str] = setting([], env=("DYN_API_KEYS",), secret=True)
+    api_keys: list[str] = setting([], env=("DYN_API_KEYS", "DYN_API_KEY"), secret=True)
     """Keys of which clients must send one, separated by commas."""
     api_key_file: str = setting("", env=("DYN_API_KEY_FILE",))
     """YAML or JSON file of API keys with their models and limits."""

@@ -13,6 +13,7 @@ import zmq.asyncio
 from dynamo.errors import ConfigError, InvalidRequest, ModelNotFound, Overloaded
 from dynamo.frontend.security import current_identity
 from dynamo.frontend.select.listener import EngineListener, ListenedRank
+from dynamo.frontend.text_rules import TcpEndpoint, WorkerName, in_words
 from dynamo.protocols.addressing import InstanceId, WorkerKey, new_instance_id
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.engine import EngineCapabilities
@@ -21,8 +22,6 @@ from dynamo.router.candidates import CandidateTable
 from dynamo.runtime.kv_event_stream import KvEventSource
 
 __all__ = ["RegisteredWorker", "UnknownWorker", "WorkerPool", "WorkerRegistration", "read_workers_file"]
-
-_NAME = r"^[\w.:@/-]{1,256}$"
 
 
 class UnknownWorker(InvalidRequest):
@@ -35,9 +34,9 @@ class UnknownWorker(InvalidRequest):
 class KvEventsRegistration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where an engine publishes KV events, as its own flags say (vLLM and SGLang: ``--kv-events-config``)."""
 
-    endpoint: Annotated[str, msgspec.Meta(pattern=r"^tcp://[^\s/]+:\d{1,5}$")]
+    endpoint: TcpEndpoint
     """``tcp://HOST:PORT`` of data-parallel rank 0; each further rank is at the next port."""
-    replay_endpoint: Annotated[str, msgspec.Meta(pattern=r"^tcp://[^\s/]+:\d{1,5}$")] | None = None
+    replay_endpoint: TcpEndpoint | None = None
     """Where it answers for what was lost; without it, a loss clears what is known of the worker."""
     topic: str = ""
 
@@ -45,8 +44,8 @@ class KvEventsRegistration(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
 class WorkerRegistration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``POST /workers``, and one entry of the workers file."""
 
-    worker_id: Annotated[str, msgspec.Meta(pattern=_NAME)]
-    model: Annotated[str, msgspec.Meta(pattern=_NAME)]
+    worker_id: WorkerName
+    model: WorkerName
     url: str = ""
     """Given back with every selection; nothing else is done with it."""
     block_size: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 16
@@ -114,13 +113,18 @@ class WorkerPool:
 
         Raises:
             ModelNotFound: no worker serves it, or the API key may not use it.
+            InvalidRequest: `model` is None, and there is not exactly one.
         """
         may_use = current_identity().may_use
         usable = [name for name in sorted(self._tables) if len(self._tables[name]) and may_use(name)]
-        if model is None and len(usable) == 1:
+        served = ", ".join(usable) or "none yet"
+        if model is None:
+            if len(usable) != 1:
+                raise InvalidRequest(
+                    f"'model' is missing, and {len(usable)} models have workers: {served}", param="model"
+                )
             model = usable[0]
-        if model is None or model not in usable:
-            served = ", ".join(usable) or "none yet"
+        if model not in usable:
             raise ModelNotFound(f"the model {model!r} has no workers; served: {served}", param="model")
         return model, self._tables[model]
 
@@ -199,13 +203,14 @@ def read_workers_file(path: Path) -> list[WorkerRegistration]:
         ConfigError: it cannot be read, or an entry is wrong.
     """
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        with path.open(encoding="utf-8") as file:  # errors then name it
+            data = yaml.safe_load(file)
         return msgspec.convert(data or [], list[WorkerRegistration])
     except OSError as error:
         raise ConfigError(f"cannot read the workers in {path}: {error.strerror}", param="workers_file") from error
     except (yaml.YAMLError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(
-            f"{path}: {error}",
+            f"{path}: {in_words(error) if isinstance(error, msgspec.ValidationError) else error}",
             param="workers_file",
             hint="a list of {worker_id, model, url, block_size, kv_events, ...}",
         ) from error
