@@ -235,7 +235,7 @@ def chaos(session: nox.Session) -> None:
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """200,000 requests, or as many as `-- NUMBER` says, through processes whose memory must stay flat."""
+    """Memory: 200,000 requests, a third of them streamed chats, or `-- NUMBER`; and 10,000 open idle streams."""
     _sync(session, "--all-packages", "--group=test")
     number = session.posargs[0] if session.posargs else "200000"
     session.run("pytest", "tests/soak", "-s", env={"DYNAMO_SOAK_REQUESTS": number})
@@ -317,7 +317,7 @@ def engine(session: nox.Session, engine_name: str) -> None:
         files = sorted(str(path) for path in ROOT.glob("tests/*/test_vllm*.py"))
         # A vLLM that does not start leaves sockets to the garbage collector, which complains after the last test.
         marks = ["-p", "no:unraisableexception", "-m", "vllm and not slow" if short else "vllm"]
-        session.run("pytest", *marks, "packages/backend-vllm/tests", *files)
+        session.run("pytest", *marks, "packages/backend-vllm/tests", "tests/manifests", *files)
 
 
 @nox.session

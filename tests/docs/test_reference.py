@@ -9,5 +9,5 @@ def test_reference_pages_are_current():
 
 
 def test_generating_twice_gives_the_same():
-    names = [name for name in PAGES if name != "cli.md"]  # its programs were started once above
+    names = [name for name in PAGES if not name.endswith("cli.md")]  # its programs were started once above
     assert {name: PAGES[name]() for name in names} == {name: PAGES[name]() for name in names}

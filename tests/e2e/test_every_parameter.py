@@ -76,9 +76,9 @@ def cases() -> Iterator[object]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Strict, so that what is accepted is known; one request at a time, so that others wait."""
+    """Strict, so that what is accepted is known; one request at a time, so that others wait; with explained decisions."""
     directory = tmp_path_factory.mktemp("served")
-    with serving(directory, "--max-num-seqs", "1", env={"DYN_STRICT": "true"}) as running:
+    with serving(directory, "--explain", "--max-num-seqs", "1", env={"DYN_STRICT": "true"}) as running:
         yield running.until_ready()
 
 

@@ -216,3 +216,85 @@ async def events_agree_with_snapshots(client: httpx.AsyncClient, observer: Obser
             apply(content, observer.batches[worker.instance_id][number])
         assert content == expected
         assert content
+
+
+@pytest.fixture
+def random_over_nats(servers, tmp_path) -> Iterator[tuple[list[Process], Frontend]]:
+    """Three echo workers, and a frontend whose router takes any of them."""
+    if "nats" not in servers:
+        pytest.skip("nats is not on this machine; get it with `python tools/servers/install.py`")
+    environment = {
+        "DYN_NAMESPACE": "random-over-nats",
+        "NATS_SERVER": servers["nats"].url,
+        "DYN_REQUEST_PLANE": "nats",
+        "DYN_ROUTER_MODE": "random",
+    }
+    with deployment(tmp_path, environment) as made:
+        workers = [made.worker("--tokens-per-second", "1000", "--max-model-len", "100000") for _ in range(3)]
+        frontend = made.frontend("--explain")
+        made.until_serving(frontend, workers=3)
+        yield workers, frontend
+
+
+async def test_in_random_mode_nats_chooses_among_the_ready_workers(random_over_nats):
+    workers, frontend = random_over_nats
+    async with httpx.AsyncClient(base_url=frontend.url, timeout=SECONDS) as client:
+        await the_group_chooses_all(client, frontend)
+        await who_is_busy_is_not_used_although_it_claims(client)
+        workers[0].kill()
+        await until(lambda: len(frontend.instances()) == 2, "the frontend notices the kill")
+        await the_group_chooses_all(client, frontend)
+        assert await asyncio.to_thread(workers[1].stop) == 0
+        await until(lambda: len(frontend.instances()) == 1, "the frontend notices the stop")
+        # With one worker there is nothing to choose, and nobody is asked.
+        assert await decide(client) == ("router", frontend.instances()[0])
+
+
+async def decide(client: httpx.AsyncClient) -> tuple[str, str]:
+    """Who chose the worker of one request, and which it was."""
+    body, headers = {"model": "echo", "prompt": "hi"}, {"x-dynamo-explain": "1"}
+    answer = await client.post("/v1/completions", json=body, headers=headers)
+    assert answer.status_code == 200, answer.text
+    decision = json.loads(answer.headers["x-dynamo-routing"])
+    return decision["chosen_by"], decision["worker"]
+
+
+async def the_group_chooses_all(client: httpx.AsyncClient, frontend: Frontend) -> None:
+    wanted = set(frontend.instances())
+    chosen: set[str] = set()
+    for _ in range(200):
+        by, worker = await decide(client)
+        assert worker in wanted
+        if by == "nats":
+            chosen.add(worker)
+        if chosen == wanted:
+            return
+    raise AssertionError(f"of {wanted} NATS chose {chosen}")
+
+
+async def who_is_busy_is_not_used_although_it_claims(client: httpx.AsyncClient) -> None:
+    long = {"prompt": words(0, 1000), "stream": True, "max_tokens": 80_000, "ignore_eos": True}
+    limits = {"model": "echo", "active_decode_blocks_threshold": 0.05}
+    explain = {"x-dynamo-explain": "1"}
+    async with client.stream("POST", "/v1/completions", json={"model": "echo", **long}, headers=explain) as response:
+        lines = response.aiter_lines()
+        await lines.__anext__()
+        busy = json.loads(response.headers["x-dynamo-routing"])["worker"]
+        assert (await client.post("/busy_threshold", json=limits)).status_code == 200
+        await until_left_alone(client, busy)
+        choices = [await decide(client) for _ in range(40)]
+        # A third of the claims is its own: these are set aside, and the router chooses.
+        assert busy not in {worker for _, worker in choices}
+        assert {by for by, _ in choices} == {"nats", "router"}
+    limits["active_decode_blocks_threshold"] = 1.0
+    assert (await client.post("/busy_threshold", json=limits)).status_code == 200
+
+
+async def until_left_alone(client: httpx.AsyncClient, worker: str) -> None:
+    """Wait until the frontend has heard of its load."""
+    for _ in range(100):
+        await decide(client)
+        last = (await client.get("/debug/routing")).json()["decisions"][0]
+        if worker not in {candidate["worker"] for candidate in last["candidates"]}:
+            return
+    raise AssertionError(f"{worker} is not found to be busy")

@@ -113,6 +113,25 @@ def test_chats(client, name):
     assert reasons == {choice.finish_reason for choice in answer.choices}
 
 
+def test_tokens_of_the_reasoning_are_counted_alike_everywhere(client):
+    whole = ask(client, "/chat/completions", {"messages": [SUM]})
+    reasoning = whole["choices"][0]["message"]["reasoning_content"]
+    ids = client.post("/../tokenize", json={"prompt": reasoning, "add_special_tokens": False}).json()["tokens"]
+    count = whole["usage"]["completion_tokens_details"]["reasoning_tokens"]
+    assert count == len(ids) < whole["usage"]["completion_tokens"]
+    options = {"stream_options": {"include_usage": True}}
+    chunks = events(client, "/chat/completions", {"messages": [SUM], **options})
+    assert chunks[-1]["usage"]["completion_tokens_details"] == {"reasoning_tokens": count}
+    twice = ask(client, "/chat/completions", {"messages": [SUM], "n": 2})
+    assert twice["usage"]["completion_tokens_details"] == {"reasoning_tokens": 2 * count}
+    response = ask(client, "/responses", {"input": SUM["content"]})
+    assert response["usage"]["output_tokens_details"] == {"reasoning_tokens": count}
+    cut = ask(client, "/chat/completions", {"messages": [SUM], "max_tokens": 3})["usage"]
+    assert cut["completion_tokens_details"]["reasoning_tokens"] in (2, 3)
+    text = ask(client, "/completions", {"prompt": "Once upon a time", "max_tokens": 5})
+    assert text["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
+
+
 @pytest.mark.parametrize("fields", [{}, {"logprobs": 2}], ids=["plain", "logprobs"])
 def test_completions(client, fields):
     body = {"prompt": "Once upon a time", "max_tokens": 5, **fields}

@@ -9,14 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import msgspec
 import pytest
 import zmq
 
 from dynamo.runtime.distributed import EXIT_CONFIG
-from dynamo.testing.servers import free_port
-from tests.e2e.processes import Process, wait_until
+from tests.e2e.processes import wait_until
+from tests.e2e.select_process import SelectService
 
 pytestmark = pytest.mark.e2e
 
@@ -55,34 +54,6 @@ class Engine:
         self._context.term()
 
 
-class Service(Process):
-    """The process, and what a client asks it."""
-
-    def __init__(self, directory: Path, *flags: str, env: dict[str, str] | None = None) -> None:
-        self.port = free_port()
-        self.key = ""
-        command = ["dynamo.frontend.select", "--http-host", "127.0.0.1", "--http-port", str(self.port), *flags]
-        super().__init__(command, {"DYN_STATE_DIR": str(directory / "state"), **(env or {})}, directory / "select.log")
-
-    def ready(self) -> bool:
-        try:
-            return self.ask("GET", "/health").status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def ask(self, method: str, path: str, body: object = None) -> httpx.Response:
-        headers = {"authorization": f"Bearer {self.key}"} if self.key else {}
-        return httpx.request(method, f"http://127.0.0.1:{self.port}{path}", json=body, headers=headers, timeout=20)
-
-    def get(self, path: str) -> dict:
-        return self.ask("GET", path).raise_for_status().json()
-
-    def post(self, path: str, body: object = None) -> dict:
-        answer = self.ask("POST", path, body)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-
 @pytest.fixture
 def engines() -> Iterator[list[Engine]]:
     made = [Engine(), Engine()]
@@ -93,10 +64,10 @@ def engines() -> Iterator[list[Engine]]:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator:
-    made: list[Service] = []
+    made: list[SelectService] = []
 
-    def start_service(*flags: str, **options: object) -> Service:
-        made.append(Service(tmp_path, *flags, **options))
+    def start_service(*flags: str, **options: object) -> SelectService:
+        made.append(SelectService(tmp_path, *flags, **options))
         made[-1].start()
         made[-1].until_ready()
         return made[-1]

@@ -24,8 +24,8 @@ CLIENTS = 32
 GROWTH_LIMIT = 0.05
 #: One request in so many is given up after its first bytes.
 ABANDON_EVERY = 20
-#: One request in so many is a streamed chat.
-CHAT_EVERY = 3
+#: One request in so many is a streamed chat; 1 makes them all chats.
+CHAT_EVERY = int(os.environ.get("DYNAMO_SOAK_CHAT_EVERY", "3"))
 
 
 class Soak:
@@ -46,7 +46,7 @@ class Soak:
         port = self._ports[index % len(self._ports)]
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for number in self._numbers:
-            if number % CHAT_EVERY == 1:
+            if number % CHAT_EVERY == 1 % CHAT_EVERY:
                 await self._chat(number, reader, writer)
                 continue
             abandon = number % ABANDON_EVERY == 0

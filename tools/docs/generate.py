@@ -1,4 +1,4 @@
-"""Writes the pages of docs/reference from the code, or says which of them differ.
+"""Writes the pages of docs/reference, and what the code reads of them, from the code, or says which differ.
 
 `nox -s docs` and `nox -s tests` call it with `--check`; `nox -s docs -- --write` writes.
 """
@@ -16,21 +16,23 @@ from tools.docs import cli, errors, hooks, settings
 
 __all__ = ["PAGES", "main", "stale_pages"]
 
-FOLDER = Path(__file__).parents[2] / "docs" / "reference"
+ROOT = Path(__file__).parents[2]
+REFERENCE = "docs/reference"
 PAGES: dict[str, Callable[[], str]] = {
-    "settings.md": settings.page,
-    "hooks.md": hooks.page,
-    "cli.md": cli.page,
-    "errors.md": errors.page,
-    "benchmarks.md": benchmarks_page.page,
+    f"{REFERENCE}/settings.md": settings.page,
+    f"{REFERENCE}/hooks.md": hooks.page,
+    f"{REFERENCE}/cli.md": cli.page,
+    f"{REFERENCE}/errors.md": errors.page,
+    f"{REFERENCE}/benchmarks.md": benchmarks_page.page,
+    "packages/dynamo-core/src/dynamo/config/variables.txt": settings.variables,
 }
 
 
 def stale_pages() -> dict[str, str]:
-    """A diff for every page that is not what the code generates, by file name."""
+    """A diff for every page that is not what the code generates, by path."""
     found = {}
     for name, page in PAGES.items():
-        path = FOLDER / name
+        path = ROOT / name
         old = path.read_text("utf-8") if path.exists() else ""
         new = page()
         if old != new:
@@ -44,13 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Reference pages, generated from the code.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a page is stale")
     if not parser.parse_args(arguments).check:
-        FOLDER.mkdir(parents=True, exist_ok=True)
+        (ROOT / REFERENCE).mkdir(parents=True, exist_ok=True)
         for name, page in PAGES.items():
-            (FOLDER / name).write_text(page(), "utf-8")
+            (ROOT / name).write_text(page(), "utf-8")
         return 0
     stale = stale_pages()
     for name, diff in stale.items():
-        print(f"docs/reference/{name} is stale:\n{diff}\n")
+        print(f"{name} is stale:\n{diff}\n")
     if stale:
         print("write them with: nox -s docs -- --write")
     return 1 if stale else 0

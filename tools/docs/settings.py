@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-from dynamo.config import Settings, settings_table
+from dynamo.config import Settings, setting_infos, settings_table
+from dynamo.config.variables import READ_WITHOUT_SETTINGS
 from tools.docs.markdown import GENERATED
 
-__all__ = ["page", "settings_classes"]
+__all__ = ["page", "settings_classes", "variables"]
 
 _ROOT = Path(__file__).parents[2]
 
@@ -37,3 +38,10 @@ set and not empty), the configuration file, the default. The unit is in the name
 with the nearest known name. A secret has no flag, since command lines are public.
 """
     return "\n".join([intro, *(settings_table(cls) for cls in settings_classes())])
+
+
+def variables() -> str:
+    """Every environment variable of ours, one a line: what `dynamo.config.variables` takes misspelt ones to mean."""
+    names = {name for cls in settings_classes() for info in setting_infos(cls) for name in info.env}
+    ours = {name for name in names if name.startswith(("DYN_", "DYNAMO_"))}
+    return "".join(f"{name}\n" for name in sorted({*ours, *READ_WITHOUT_SETTINGS}))

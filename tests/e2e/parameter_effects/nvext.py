@@ -71,6 +71,18 @@ def extra_fields(api: Api, dialect: Dialect) -> None:
     assert "nvext" not in _ask(api, dialect)
 
 
+def router(api: Api, dialect: Dialect) -> None:
+    """Its effect on the choice is tested with several workers in the core's tests; here there is one."""
+    assert _ask(api, dialect, router={"overlap_score_credit": 0.5, "temperature": 0})["choices"]
+    wrong = {"router": {"temperature": -1}}
+    assert api.refusal(dialect.path, **dialect.prompt("x"), nvext=wrong) == "nvext.router.temperature"
+
+
+def explain(api: Api, dialect: Dialect) -> None:
+    routing = _ask(api, dialect, explain=True)["nvext"]["routing"]
+    assert [candidate["chosen"] for candidate in routing["candidates"]] == [True]
+
+
 def _chooses(api: Api, dialect: Dialect, field: str) -> None:
     worker = _worker(api, dialect)
     for name in (worker, f"{worker:014x}"):
@@ -100,5 +112,7 @@ SHARED: dict[str, SharedCheck] = {
     "agent_hints": agent_hints,
     "annotations": annotations,
     "extra_fields": extra_fields,
+    "router": router,
+    "explain": explain,
     **{name: _ignored(name, value) for name, value in IGNORED.items()},
 }

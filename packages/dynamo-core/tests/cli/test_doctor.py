@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from dynamo.cli.checks import CHECKS, environment, machine, services
 from dynamo.cli.doctor import doctor
+from dynamo.testing.servers import NatsServer
 
 
 def levels(findings):
@@ -154,6 +155,16 @@ def test_engines_by_metadata(distribution):
     assert "tensorrt_llm" not in sys.modules
 
 
+def test_fast_tokenizer(distribution, monkeypatch):
+    distribution("fastokens", "9.9.9")
+    (found,) = environment.check_fast_tokenizer()
+    assert (found.level, found.found.partition(":")[0]) == ("ok", "fastokens 9.9.9")
+    monkeypatch.setattr("sys.path", [])
+    (missing,) = environment.check_fast_tokenizer()
+    assert (missing.level, missing.fix) == ("warn", "pip install 'dynamo-core[fastokens]'")
+    assert "long" in missing.found
+
+
 def test_broken_plugin_is_a_warning(tmp_path):
     (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('no driver')")
     info = tmp_path / "broken-1.2.dist-info"
@@ -253,13 +264,48 @@ def test_etcd_endpoints_are_all_asked(monkeypatch, server, closed_port):
     assert levels(services.check_etcd()) == ["ok", "fail", "fail"]
 
 
+@pytest.fixture(scope="module")
+def nats_with_password(nats_server):
+    """A NATS server that lets in `user` with the password `secret`; its address."""
+    with NatsServer(arguments=["--user=user", "--pass=secret"]) as server:
+        yield server.url.removeprefix("nats://")
+
+
 @pytest.mark.parametrize("variable", ["NATS_URL", "NATS_SERVER"])
-def test_nats_greets(monkeypatch, server, variable):
+def test_nats_lets_us_in(monkeypatch, nats_with_password, variable):
     monkeypatch.delenv("NATS_URL", raising=False)
-    monkeypatch.setenv(variable, f"nats://user:secret@{server(b'INFO {}')}")
+    monkeypatch.setenv(variable, f"nats://user:secret@{nats_with_password}")
     [finding] = services.check_nats()
-    assert finding.level == "ok"
-    assert "secret" not in finding.found
+    assert (finding.level, finding.found) == ("ok", f"{nats_with_password} answers")
+
+
+@pytest.mark.parametrize("password", ["wrong", ""])
+def test_nats_that_refuses_us(monkeypatch, nats_with_password, password):
+    monkeypatch.setenv("NATS_URL", f"nats://{nats_with_password}")
+    monkeypatch.setenv("NATS_USER", "user")
+    monkeypatch.setenv("NATS_PASSWORD", password)
+    [finding] = services.check_nats()
+    assert finding.level == "fail"
+    assert "uthorization" in finding.found
+    assert "NATS_PASSWORD" in finding.fix
+    monkeypatch.setenv("NATS_PASSWORD", "secret")
+    assert levels(services.check_nats()) == ["ok"]
+
+
+def test_nats_with_credentials_that_cannot_be_read(monkeypatch, nats_with_password, tmp_path):
+    monkeypatch.setenv("NATS_URL", f"nats://{nats_with_password}")
+    monkeypatch.setenv("NATS_CREDS", str(tmp_path / "none.creds"))
+    [finding] = services.check_nats()
+    assert finding.level == "fail"
+    assert "none.creds" in finding.found
+    assert "NATS_CREDS" in finding.fix
+
+
+def test_nats_that_does_not_go_on(monkeypatch, server):
+    monkeypatch.setenv("NATS_URL", server(b"INFO {}\r\n"))
+    [finding] = services.check_nats()
+    assert finding.level == "fail"
+    assert "refuses this process" in finding.found
 
 
 def test_nats_that_is_something_else(monkeypatch, server):

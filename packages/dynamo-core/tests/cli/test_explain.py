@@ -53,6 +53,7 @@ YOUNG = {
 PAGES = {
     "/debug/routing/chatcmpl-1": (200, {"decisions": [DECISION]}),
     "/debug/routing/young": (200, {"decisions": [YOUNG]}),
+    "/debug/routing/claimed": (200, {"decisions": [{**DECISION, "mode": "random", "chosen_by": "nats"}]}),
     "/debug/routing/gone": (404, {"error": {"code": "request_not_found", "message": "no decision is kept"}}),
     "/debug/routing/a%2Fb": (404, {"error": {"code": "not_found", "message": "there is no such page"}}),
 }
@@ -110,7 +111,7 @@ def test_json_is_the_page(url):
 def test_a_forgotten_request_is_named(url):
     result = run(url, "gone")
     assert isinstance(result.exception, ModelNotFound)
-    assert "no decision is kept" in result.exception.message
+    assert str(result.exception) == "no decision is kept"
 
 
 def test_without_the_page_the_flag_is_named(url):
@@ -126,4 +127,11 @@ def test_what_is_no_frontend_is_said_to_be_none(url):
 
 
 def test_nobody_there():
-    assert isinstance(run("http://127.0.0.1:9", "x").exception, CannotConnect)
+    error = run("http://127.0.0.1:9", "x").exception
+    assert isinstance(error, CannotConnect)
+    assert "--url" in error.hint
+
+
+def test_a_claimed_request_says_who_chose(url):
+    assert "chosen by nats: the worker claimed the request" in run(url, "claimed").output
+    assert "chosen by" not in run(url, "young").output

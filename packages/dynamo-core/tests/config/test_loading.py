@@ -191,6 +191,14 @@ def test_a_file_that_is_no_configuration(tmp_path, content, complaint):
     assert str(path) in caught.value.message
 
 
+def test_a_yaml_error_names_the_file_and_the_line(tmp_path):
+    path = tmp_path / "dynamo.yaml"
+    path.write_text("a: 1\nb: [1")
+    with pytest.raises(ConfigError) as caught:
+        read_config_file(path)
+    assert f'in "{path}", line 2' in caught.value.message
+
+
 def test_a_file_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot read configuration file .*: No such file"):
         read_config_file(tmp_path / "missing.yaml")

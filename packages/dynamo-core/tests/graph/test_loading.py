@@ -77,6 +77,34 @@ def test_refused_text(text, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["kind: [", "a: b: c", "a: \x07", "{kind: X, kind: Y}", "{1: a}"])
+def test_a_yaml_error_names_the_file_and_the_place(tmp_path, text):
+    path = tmp_path / "graph.yaml"
+    path.write_text(f"# a graph\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_graphs(path)
+    assert f'in "{path}", ' in caught.value.message
+    assert "unicode string" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "meant"), [("wurker", "worker"), ("Frontend", "frontend"), ("prefil", "prefill"), ("decoder", "decode")]
+)
+def test_a_type_that_is_nearly_a_known_one_is_named(kind, meant):
+    text = GRAPH.replace("componentType: frontend}", f"componentType: frontend}}, Odd: {{componentType: {kind}}}")
+    text = text.replace("NAME", "g")
+    (document,) = load_graphs(text)
+    (warning,) = [warning for warning in document.warnings if warning.path == "spec.services.Odd.componentType"]
+    assert warning.hint == f"did you mean {meant!r}?"
+    assert warning.severity == "warning"
+
+
+@pytest.mark.parametrize("kind", ["main", "default", "encode", "my-own-part"])
+def test_a_type_may_be_any_text(kind):
+    text = GRAPH.replace("componentType: frontend}", f"componentType: frontend}}, Odd: {{componentType: {kind}}}")
+    assert load_graphs(text.replace("NAME", "g"))[0].warnings == []
+
+
 def test_aliases_that_multiply_are_refused():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]

@@ -6,7 +6,7 @@ from dynamo.errors import ConfigError, PluginNotFound
 from dynamo.serve.deployment import from_flags
 from dynamo.serve.graph_file import from_graph_file
 from dynamo.serve.settings import ServeSettings
-from dynamo.serve.snippets import reachable_host, ready_text
+from dynamo.serve.snippets import Serving, reachable_host, ready_text
 
 FRONTEND = {"componentType": "frontend", "extraPodSpec": {"mainContainer": {"image": "frontend:1"}}}
 WORKER = {
@@ -190,7 +190,18 @@ def test_host_that_a_client_can_reach(host, expected):
 
 
 def test_snippets_can_be_pasted_whatever_the_model_is_called():
-    text = ready_text("http://127.0.0.1:1", ['it\'s "big"'], "frontend, worker", 1.26)
+    text = ready_text(Serving(['it\'s "big"']), "127.0.0.1", 1, "frontend, worker", 1.26)
     assert "Ready in 1.3 s: http://127.0.0.1:1" in text
     assert """-d '{"model": "it'\\''s \\"big\\"",""" in text
     assert """model="it's \\"big\\"",""" in text
+    assert "Bearer" not in text
+
+
+def test_snippets_say_what_clients_need():
+    text = ready_text(Serving(["m"], tls=True, api_key=True, client_certificate=True), "0.0.0.0", 8443, "frontend", 1.0)
+    assert "curl https://127.0.0.1:8443/v1/chat/completions" in text
+    assert '-H "Authorization: Bearer $YOUR_KEY" \\\n' in text
+    assert 'api_key=os.environ["YOUR_KEY"]' in text
+    assert 'dynamo chat --url https://127.0.0.1:8443 --api-key "$YOUR_KEY"' in text
+    for flag in ("--cacert", "SSL_CERT_FILE", "--cert FILE --key FILE"):
+        assert flag in text

@@ -29,6 +29,7 @@ _HELP = """/reset  forget the conversation
 )  # fmt: skip
 @click.option("--model", help="Model to ask.  [default: the first that the server lists]")
 @click.option("--api-key", envvar="OPENAI_API_KEY", show_envvar=True, help="Key that the server asks for.")
+@click.option("--cacert", metavar="FILE", help="PEM certificates to trust; SSL_CERT_FILE does the same.")
 @click.option("--system", help="System prompt.")
 @click.option("--temperature", type=float, help="0: always the likeliest token.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer, in tokens.")
@@ -38,6 +39,7 @@ def chat(
     url: str,
     model: str | None,
     api_key: str | None,
+    cacert: str | None,
     system: str | None,
     temperature: float | None,
     max_tokens: int | None,
@@ -53,7 +55,7 @@ def chat(
     text = " ".join(question) if question or interactive else sys.stdin.read().strip()
     if not text and not interactive:
         raise click.UsageError("no question: give one as an argument or on stdin")
-    with OpenAIClient(url, api_key=api_key) as client:
+    with OpenAIClient(url, api_key=api_key, cacert=cacert) as client:
         conversation = Conversation(
             client,
             model or _first_model(client),

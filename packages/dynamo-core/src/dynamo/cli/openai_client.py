@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
 from typing_extensions import Self
 
-from dynamo.errors import CannotConnect, ConfigError, Disconnected, DynamoError, ResponseTimeout, error_from_wire
+from dynamo.cli.connection import connection_errors, http_client
+from dynamo.errors import ConfigError, DynamoError, error_from_wire
 
 __all__ = ["ChatPiece", "Message", "OpenAIClient", "base_url"]
 
 Message = Mapping[str, str]
 #: Between two pieces of an answer; a long prompt on a busy machine is slow to give its first token.
 _READ_TIMEOUT_SECONDS = 600.0
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
 
 class ChatPiece(NamedTuple):
@@ -47,15 +46,11 @@ def base_url(url: str) -> str:
 class OpenAIClient:
     """One server. A context manager; closing it, also in the middle of an answer, closes its connection."""
 
-    def __init__(self, url: str, *, api_key: str | None = None) -> None:
+    def __init__(self, url: str, *, api_key: str | None = None, cacert: str | None = None) -> None:
+        """`cacert` is a PEM file of authorities to trust beside the public ones; raises ConfigError if it is none."""
         self.url = base_url(url)
-        host = urlsplit(self.url).hostname
-        self._http = httpx.Client(
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(10.0, read=_READ_TIMEOUT_SECONDS),
-            # A proxy from the environment cannot know what runs on this machine.
-            trust_env=host not in _LOOPBACK,
-        )
+        timeout = httpx.Timeout(10.0, read=_READ_TIMEOUT_SECONDS)
+        self._http = http_client(self.url, api_key=api_key, cacert=cacert, timeout=timeout)
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +65,7 @@ class OpenAIClient:
             CannotConnect: nobody answers.
             DynamoError: the server refuses, or is no OpenAI server.
         """
-        with self._mapped_errors():
+        with connection_errors(self.url):
             response = self._http.get(f"{self.url}/models")
             response.read()
         document = self._checked(response)
@@ -91,7 +86,7 @@ class OpenAIClient:
         body: dict[str, Any] = {"model": model, "messages": list(messages), "stream": stream}
         body.update({name: value for name, value in options.items() if value is not None})
         url = f"{self.url}/chat/completions"
-        with self._mapped_errors(), self._http.stream("POST", url, json=body) as response:
+        with connection_errors(self.url), self._http.stream("POST", url, json=body) as response:
             if response.is_error or not stream:
                 response.read()
                 yield _piece(self._checked(response), "message")
@@ -102,20 +97,6 @@ class OpenAIClient:
                     return
                 if data:
                     yield _piece(_decode(data), "delta")
-
-    @contextmanager
-    def _mapped_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.ConnectError as error:
-            raise CannotConnect(
-                f"no server answers at {self.url}: {error}",
-                hint="start one with `dynamo serve`, or name another with --url",
-            ) from error
-        except httpx.TimeoutException as error:
-            raise ResponseTimeout(f"{self.url} did not answer in time") from error
-        except httpx.HTTPError as error:
-            raise Disconnected(f"the connection to {self.url} broke: {error}") from error
 
     def _checked(self, response: httpx.Response) -> Any:
         try:

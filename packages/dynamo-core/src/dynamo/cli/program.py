@@ -30,6 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     A `DynamoError` is printed as ``Error: message`` and its hint, without a traceback unless ``--debug`` or
     ``DYN_DEBUG=1`` asks for one. A closed pipe behind us (``dynamo plugins | head -1``) ends the program quietly.
     """
+    _warn_of_misspelt_variables()
     try:
         result = root.main(list(arguments), prog_name="dynamo", standalone_mode=False)
         sys.stdout.flush()
@@ -51,6 +52,15 @@ def run(arguments: Sequence[str]) -> int:
 
 def _debug(arguments: Sequence[str]) -> bool:
     return "--debug" in arguments[:1] or os.environ.get("DYN_DEBUG", "") not in ("", "0")
+
+
+def _warn_of_misspelt_variables() -> None:
+    if any(name.startswith("DYN") for name in os.environ):
+        # Not before it is needed: it takes pydantic, which is slow to import.
+        from dynamo.config.variables import misspelt_variables
+
+        for sentence in misspelt_variables(os.environ):
+            click.echo(f"{click.style('Warning:', fg='yellow', bold=True)} {sentence}", err=True)
 
 
 def _print_error(error: DynamoError, *, with_traceback: bool) -> None:

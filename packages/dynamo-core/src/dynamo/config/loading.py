@@ -66,7 +66,8 @@ def read_config_file(path: Path) -> dict[str, dict[str, Any]]:
         ConfigError: the file is missing, is not YAML, or is not a map of maps.
     """
     try:
-        data = yaml.safe_load(path.read_text("utf-8"))
+        with path.open(encoding="utf-8") as file:  # errors then name it
+            data = yaml.safe_load(file)
     except OSError as error:
         raise ConfigError(f"cannot read configuration file {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from dynamo.echo.settings import EchoSettings
 from dynamo.worker import main
 
 if __name__ == "__main__":
-    main("echo")
+    main("echo", engine_settings=EchoSettings)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,7 +141,7 @@ def _documents(text: str, origin: str) -> list[dict[str, Any]]:
     if len(text) > _MAX_BYTES:
         raise ConfigError(f"{origin} is larger than {_MAX_BYTES} bytes", hint="split the file")
     try:
-        documents = [document for document in yaml.load_all(text, _Loader) if document is not None]
+        documents = [document for document in yaml.load_all(_NamedText(text, origin), _Loader) if document is not None]
         for document in documents:
             _check_size(document, origin)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -171,6 +172,14 @@ def _check_size(document: Any, origin: str) -> None:
             stack.extend((item, depth + 1) for item in value.values())
         elif isinstance(value, list):
             stack.extend((item, depth + 1) for item in value)
+
+
+class _NamedText(io.StringIO):
+    """A text that YAML errors call by its file's name."""
+
+    def __init__(self, text: str, name: str) -> None:
+        super().__init__(text)
+        self.name = name
 
 
 class _Loader(yaml.SafeLoader):

@@ -11,6 +11,7 @@ from dynamo.graph.metadata import GraphModel, NonEmpty, Obsolete, Opaque
 from dynamo.graph.pod import EnvVar, ExtraPodSpec, Probe
 
 __all__ = [
+    "COMPONENT_TYPES",
     "WORKER_TYPES",
     "Checkpoint",
     "EppConfig",
@@ -32,6 +33,19 @@ __all__ = [
 ]
 
 WORKER_TYPES = frozenset({"worker", "prefill", "decode"})
+#: Of `componentType`, which is free text: any other has the defaults of none of them. `main` and `default` say just
+#: that; the last ones are names that graphs in use give to parts of their own.
+COMPONENT_TYPES = (
+    *sorted(WORKER_TYPES),
+    "frontend",
+    "planner",
+    "epp",
+    "main",
+    "default",
+    "encode",
+    "encoder",
+    "router",
+)
 
 PackDomain = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
 _GmsMode = Literal["intraPod", "interPod"]

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from dynamo.config.settings import nearest
 from dynamo.graph.deployment import DynamoGraphDeployment, GraphSpec, KvTransferPolicy, Restart
 from dynamo.graph.pod import Container, EnvVar
-from dynamo.graph.service import WORKER_TYPES, ResourceItem, ServiceSpec
+from dynamo.graph.service import COMPONENT_TYPES, WORKER_TYPES, ResourceItem, ServiceSpec
 from dynamo.graph.violation import Violation
 
 __all__ = ["MAX_SERVICES", "validate_graph", "validate_update"]
@@ -157,7 +158,11 @@ def _all_services(spec: GraphSpec) -> Violations:
 
 
 def _service_rules(service: ServiceSpec, path: str) -> Violations:
-    replicas = service.desired_replicas
+    replicas, kind = service.desired_replicas, service.component_type
+    meant = nearest(kind, COMPONENT_TYPES) if kind is not None and kind not in COMPONENT_TYPES else None
+    if meant is not None:
+        rule = "is a type that nothing here knows: it has no default command, ports and probes"
+        yield Violation(f"{path}.componentType", kind, rule, f"did you mean {meant!r}?", "warning")
     if service.min_available is not None and 0 < replicas < service.min_available:
         rule = f"must be at most replicas ({replicas})"
         yield Violation(f"{path}.minAvailable", service.min_available, rule)

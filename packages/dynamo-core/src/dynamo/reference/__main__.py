@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from dynamo.reference.settings import ReferenceSettings
 from dynamo.worker import main
 
 if __name__ == "__main__":
-    main("reference")
+    main("reference", engine_settings=ReferenceSettings)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dynamo.errors import ConfigError, Draining, DynamoError, EngineShutdown, InvalidRequest, Overloaded
+from dynamo.errors import ConfigError, DynamoError, EngineShutdown, InvalidRequest, Overloaded
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.engine import EngineCapabilities, EngineConfig, EngineOptions
 from dynamo.protocols.kv_events import EngineKvEvents
@@ -26,10 +25,10 @@ from dynamo.reference.loading import LoadedModel, load_model
 from dynamo.reference.lora_registry import LoraRegistry
 from dynamo.reference.settings import parse_flags
 from dynamo.reference.transfer import export_blocks, import_blocks
+from dynamo.worker.open_streams import OpenStreams
 
 __all__ = ["DEMO_MODEL_NAME", "ReferenceEngine"]
 
-logger = logging.getLogger(__name__)
 
 DEMO_MODEL_NAME = "dynamo-demo"
 
@@ -65,12 +64,9 @@ class ReferenceEngine:
             raise ConfigError(f"the reference engine cannot run as a {options.mode.value} worker")
         self._directory = Path(options.model) if options.model else demo_model_directory()
         self._name = options.served_model_name or options.model or DEMO_MODEL_NAME
-        self._streams: dict[str, _Stream] = {}
+        self._streams: OpenStreams[_Stream] = OpenStreams()
         self._load = EngineLoad()
         self._dead: str | None = None
-        self._draining = False
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._feed = KvEventFeed(self._announce)
         self._started: _Started | None = None
 
@@ -128,11 +124,7 @@ class ReferenceEngine:
 
     async def drain(self, deadline_seconds: float) -> None:
         """Refuse new requests; return when what runs has ended, or after `deadline_seconds`."""
-        self._draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), deadline_seconds)
-        except asyncio.TimeoutError:
-            logger.warning("%d requests were still running at the end of the drain", len(self._streams))
+        await self._streams.drain(deadline_seconds)
 
     async def cleanup(self) -> None:
         """Stop the engine thread; open streams end with EngineShutdown. Idempotent."""
@@ -189,15 +181,13 @@ class ReferenceEngine:
     @contextmanager
     def _stream(self, request_id: str) -> Iterator[_Stream]:
         """A stream's place in the engine, from submission to its end; left early, it is aborted."""
-        stream = self._streams[request_id] = _Stream()
-        self._idle.clear()
+        stream = _Stream()
+        self._streams.open(request_id, stream)
         try:
             yield stream
         finally:
-            del self._streams[request_id]
+            self._streams.close(request_id)
             self._abort(stream)
-            if not self._streams:
-                self._idle.set()
 
     def _abort(self, stream: _Stream) -> None:
         if stream.ended or self._started is None:
@@ -209,13 +199,10 @@ class ReferenceEngine:
 
     def _accept(self, request: PreprocessedRequest) -> _Started:
         running = self._running()
-        if self._draining:
-            raise Draining("this worker is draining")
+        self._streams.check(request.request_id)
         if len(self._streams) >= self._settings.max_num_seqs + self._settings.max_queued_requests:
             raise Overloaded(f"{len(self._streams)} requests are running or waiting", retry_after_seconds=1.0)
         check_request(request, running.limits)
-        if request.request_id in self._streams:
-            raise InvalidRequest(f"request id {request.request_id!r} is in use", param="request_id")
         return running
 
     def _running(self) -> _Started:
@@ -232,7 +219,7 @@ class ReferenceEngine:
 
     def _die(self, reason: str) -> None:
         self._dead = reason
-        for stream in self._streams.values():
+        for stream in self._streams:
             stream.queue.put_nowait(EngineShutdown(reason))
         self._feed.close()
 

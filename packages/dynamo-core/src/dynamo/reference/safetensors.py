@@ -52,6 +52,16 @@ class TensorFile:
         """The shape that the header states for tensor `name`."""
         return list(self._entries[name].shape)
 
+    def check_length(self) -> None:
+        """Whether all is there that the header lists.
+
+        Raises:
+            ConfigError: the file is cut off.
+        """
+        end = self._start + max((entry.data_offsets[1] for entry in self._entries.values()), default=0)
+        if end > len(self._data):
+            raise self._broken(f"it ends after {len(self._data)} of {end} bytes")
+
     def read(self, name: str) -> npt.NDArray[np.float32]:
         """Tensor `name` as float32, in the shape that the header states.
 

@@ -13,7 +13,7 @@ import msgspec
 from dynamo.config import settings_from_flags, settings_options
 from dynamo.errors import ConfigError
 from dynamo.serve.deployment import Deployment, from_flags
-from dynamo.serve.frontend_flags import split_frontend_flags
+from dynamo.serve.frontend_flags import refuse_misspelt_flags, split_frontend_flags
 from dynamo.serve.remote import restart_running, scale_running, show_running
 from dynamo.serve.run import run_deployment
 from dynamo.serve.settings import ServeSettings
@@ -29,6 +29,8 @@ class _ServeCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_FRONTEND_ARGS], rest = split_frontend_flags(args)
+        own = [name for option in self.params if isinstance(option, click.Option) for name in option.opts]
+        refuse_misspelt_flags(rest, [name for name in own if name.startswith("--")])
         return super().parse_args(ctx, rest)
 
 

@@ -28,6 +28,8 @@ class Deployment:
     """Port of the OpenAI API; None: nothing here serves it."""
     notes: Sequence[str] = field(default_factory=tuple)
     """What is different from the cluster, for the user."""
+    served: str = ""
+    """The model, or the name of the graph: what belongs to it outlives the run."""
 
 
 def from_flags(
@@ -61,7 +63,8 @@ def from_flags(
             resources={"gpu": str(settings.gpus)} if settings.gpus else {},
         ),
     ]
-    return Deployment(components, settings.host, port)
+    served = settings.served_model_name or settings.model or settings.backend
+    return Deployment(components, settings.host, port, served=served)
 
 
 def thread_environment(backend: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:

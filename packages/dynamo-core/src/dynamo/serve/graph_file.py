@@ -48,7 +48,7 @@ def from_graph_file(settings: ServeSettings, environ: Mapping[str, str]) -> Depl
             local = _frontend(local, settings, own)
             port = own if port is None else port
         components.append(local)
-    return Deployment(components, settings.host, port, notes)
+    return Deployment(components, settings.host, port, notes, document.graph.name)
 
 
 def _one_graph(documents: Sequence[GraphDocument], file: str) -> Sequence[GraphDocument]:

@@ -64,6 +64,8 @@ class Replica:
         self.gpus = tuple(gpus)
         self.label = spec.name if spec.replicas == 1 and index == 0 else f"{spec.name}-{index}"
         self.spec = spec
+        #: Of the process that runs now.
+        self._system_port = 0
         self._environ = environ
         self._guard = guard
         self._backoff = Backoff(policy)
@@ -107,6 +109,10 @@ class Replica:
         if self._child is not None:
             self._child.kill()
 
+    async def ask(self, path: str) -> tuple[int, bytes]:
+        """Status and body of a page of the system port; status 0 when nobody answers."""
+        return await http_get(_SYSTEM_HOST, self._system_port, path)
+
     def status(self) -> ReplicaStatus:
         """The replica as it is."""
         pid = self._child.pid if self._child is not None else None
@@ -142,7 +148,7 @@ class Replica:
             guard=self._guard,
             on_line=self._on_line,
         )
-        self._child = child
+        self._child, self._system_port = child, port
         self._output.detail(f"{self.label} is process {child.pid}, health on port {port}: {' '.join(self.spec.argv)}")
         ready = asyncio.Event()
         health = asyncio.create_task(self._follow_health(port, ready))

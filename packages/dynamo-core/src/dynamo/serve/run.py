@@ -18,11 +18,11 @@ from dynamo.protocols.scheduling import ComponentSpec
 from dynamo.serve.allocator import check_port_free
 from dynamo.serve.console import Console
 from dynamo.serve.deployment import Deployment
-from dynamo.serve.probe import http_get
 from dynamo.serve.scheduler import LocalScheduler
 from dynamo.serve.settings import ServeSettings
-from dynamo.serve.snippets import reachable_host, ready_text
+from dynamo.serve.snippets import Serving, ready_text
 from dynamo.serve.state import new_run_directory
+from dynamo.serve.store import choose_store
 
 __all__ = ["run_deployment"]
 
@@ -40,29 +40,33 @@ def run_deployment(deployment: Deployment, settings: ServeSettings, *, verbose: 
     """
     if deployment.port is not None:
         check_port_free(deployment.host, deployment.port)
+    store = choose_store(settings, deployment.served)
     directory = new_run_directory(settings.state_dir)
     console = Console(verbose=verbose, labels=[spec.name for spec in deployment.components])
     try:
-        asyncio.run(_Run(deployment, settings, directory, console).main())
+        asyncio.run(_Run(deployment, settings, directory, store, console).main())
     finally:
         console.close()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-class _Model(msgspec.Struct):
-    id: str
-
-
-class _ModelList(msgspec.Struct):
-    data: list[_Model]
-
-
 class _Run:
-    def __init__(self, deployment: Deployment, settings: ServeSettings, directory: Path, console: Console) -> None:
+    def __init__(
+        self,
+        deployment: Deployment,
+        settings: ServeSettings,
+        directory: Path,
+        store: Path | None,
+        console: Console,
+    ) -> None:
         self._deployment = deployment
+        self._store = store
         self._timeout_seconds = settings.ready_timeout_seconds
         shared = _run_environment(directory, settings)
-        self._components = [_on_this_machine(spec, shared) for spec in deployment.components]
+        kept = {"DYN_STORE_DIR": "" if store is None else str(store)}
+        self._components = [
+            _on_this_machine(spec, kept if spec.kind == "frontend" else {}, shared) for spec in deployment.components
+        ]
         self._console = console
         self._scheduler = LocalScheduler(directory, output=console)
         self._stopping = asyncio.Event()
@@ -96,10 +100,13 @@ class _Run:
         started = time.monotonic()
         for note in self._deployment.notes:
             self._console.event(f"note: {note}")
+        if any(spec.kind == "frontend" for spec in self._components):
+            where = f"in {self._store}" if self._store is not None else "until this run ends"
+            self._console.event(f"files, batches and responses are kept {where}")
         await self._scheduler.apply(self._components)
         progress = asyncio.create_task(self._show_progress())
         try:
-            models = await asyncio.wait_for(self._wait_until_it_answers(), self._timeout_seconds)
+            serving = await asyncio.wait_for(self._wait_until_it_answers(), self._timeout_seconds)
         except asyncio.TimeoutError as error:
             raise EngineError(
                 f"not ready after {self._timeout_seconds:g} s: {await self._waiting_for()}",
@@ -108,28 +115,31 @@ class _Run:
         finally:
             progress.cancel()
         self._console.status("")
-        if models:
-            url = f"http://{reachable_host(self._deployment.host)}:{self._deployment.port}"
+        if serving is not None:
             parts = [f"{spec.name} x{spec.replicas}" if spec.replicas > 1 else spec.name for spec in self._components]
-            self._console.text(ready_text(url, models, ", ".join(parts), time.monotonic() - started))
+            host, port = self._deployment.host, self._deployment.port
+            self._console.text(ready_text(serving, host, port, ", ".join(parts), time.monotonic() - started))
         else:
             self._console.event("all components are ready; Ctrl-C stops everything")
 
-    async def _wait_until_it_answers(self) -> list[str]:
-        """Model names that the frontend lists; none without a frontend, or when it shows them to its clients only."""
+    async def _wait_until_it_answers(self) -> Serving | None:
+        """What the frontend that has the port serves, once each of its replicas has a model; None where none can tell.
+
+        It is asked on its system port, which needs no certificate and no API key.
+        """
         await self._scheduler.wait_ready()
-        if self._deployment.port is None or any(_speaks_tls(spec) for spec in self._components):
-            return []
-        host = reachable_host(self._deployment.host).strip("[]")
+        frontend = next((spec.name for spec in self._components if spec.kind == "frontend"), None)
+        if frontend is None:
+            return None
         while True:
             # Raises when one of them has been given up since it was ready.
             await self._scheduler.wait_ready()
-            status, body = await http_get(host, self._deployment.port, "/v1/models")
-            if status == 200 and (models := _model_names(body)):
-                return models
-            if status == 401:
-                # Models are shown to whoever has an API key; that it asks for one means that it answers.
-                return []
+            answers = await self._scheduler.ask(frontend, "/serving")
+            if answers and all(status == 404 for status, _ in answers):
+                return None  # somebody else's frontend, in a graph: it has no such page
+            found = [_read_serving(*answer) for answer in answers]
+            if found and all(serving is not None and serving.models for serving in found):
+                return found[0]
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _show_progress(self) -> None:
@@ -164,22 +174,14 @@ def _run_environment(directory: Path, settings: ServeSettings) -> dict[str, str]
     return environment
 
 
-def _on_this_machine(spec: ComponentSpec, shared: Mapping[str, str]) -> ComponentSpec:
+def _on_this_machine(spec: ComponentSpec, kept: Mapping[str, str], shared: Mapping[str, str]) -> ComponentSpec:
     drains = {"DYN_DRAIN_GRACE_SECONDS": _DRAIN_SECONDS, "DYN_FRONTEND_DRAIN_GRACE_SECONDS": _DRAIN_SECONDS}
     defaults = {name: value for name, value in drains.items() if name not in os.environ}
-    return msgspec.structs.replace(spec, env={**defaults, **spec.env, **shared})
+    return msgspec.structs.replace(spec, env={**defaults, **kept, **spec.env, **shared})
 
 
-def _speaks_tls(spec: ComponentSpec) -> bool:
-    """Whether this is a frontend that a plain probe cannot ask; the scheduler's own probes say when it is ready."""
-    environment = {**os.environ, **spec.env}
-    return spec.kind == "frontend" and (
-        bool(environment.get("DYN_TLS_CERT_PATH")) or any("--tls-cert-path" in word for word in spec.argv)
-    )
-
-
-def _model_names(body: bytes) -> list[str]:
+def _read_serving(status: int, body: bytes) -> Serving | None:
     try:
-        return [model.id for model in msgspec.json.decode(body, type=_ModelList).data]
+        return msgspec.json.decode(body, type=Serving) if status == 200 else None
     except msgspec.MsgspecError:
-        return []
+        return None

@@ -113,6 +113,10 @@ class LocalScheduler:
         """See `Scheduler.status`."""
         return [component.status() for component in self._components.values()]
 
+    async def ask(self, component: str, path: str) -> list[tuple[int, bytes]]:
+        """What each replica answers on its system port: HTTP status, 0 when nobody answers, and body."""
+        return [await replica.ask(path) for replica in self._find(component).replicas]
+
     async def wait_ready(self) -> None:
         """Return when every replica was ready once.
 

@@ -36,6 +36,9 @@ class ServeSettings(Settings):
     """Serve this graph file, a DynamoGraphDeployment, in place of one backend."""
     state_dir: str = setting("", env=("DYN_STATE_DIR",))
     """Directory for sockets, discovery and the control of what runs; empty: one per user."""
+    store_dir: str = setting("", env=("DYN_STORE_DIR",))
+    """Directory of files, batches and kept responses, which outlives the run; empty: one per user and model, below
+    $XDG_STATE_HOME/dynamo or ~/.local/state/dynamo; none: they go with the run."""
     log_level: Literal["debug", "info", "warning", "error"] = setting("info", env=("DYN_LOG", "DYN_LOG_LEVEL"))
     """Least severity that the processes log."""
     ready_timeout_seconds: float = setting(1800.0, flags=("--ready-timeout",), gt=0)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 
 from dynamo.cli.checks.environment import (
     check_engines,
+    check_fast_tokenizer,
     check_namespace,
     check_packages,
     check_plugins,
@@ -36,6 +37,7 @@ CHECKS: tuple[Callable[[], Iterable[Finding]], ...] = (
     check_namespace,
     check_plugins,
     check_engines,
+    check_fast_tokenizer,
     check_gpus,
     check_memory,
     check_shared_memory,

@@ -1,13 +1,18 @@
-"""Checks of etcd and NATS, where they are configured: does somebody answer at the address?"""
+"""Checks of etcd and NATS, where they are configured: does somebody answer at the address, and let us in?"""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from dynamo.cli.checks.finding import Finding, fail, ok
+from dynamo.config import load_settings
+from dynamo.errors import DynamoError
+from dynamo.runtime.nats_access import refusal
+from dynamo.runtime.settings import RuntimeSettings
 
 __all__ = ["check_etcd", "check_nats"]
 
@@ -29,7 +34,7 @@ def check_etcd() -> Iterator[Finding]:
 
 
 def check_nats() -> Iterator[Finding]:
-    """The server of NATS_URL or NATS_SERVER greets as NATS does."""
+    """The server of NATS_URL or NATS_SERVER greets as NATS does, and takes our credentials."""
     variable = next((name for name in ("NATS_URL", "NATS_SERVER") if os.environ.get(name)), None)
     if variable is None:
         yield ok("nats", "not configured (one machine needs none)")
@@ -44,9 +49,21 @@ def check_nats() -> Iterator[Finding]:
             yield fail("nats", f"{shown}: {_reason(error)}", fix)
             continue
         if greeting.startswith(b"INFO "):
-            yield ok("nats", f"{shown} answers")
+            yield _nats_login(address, shown)
         else:
             yield fail("nats", f"{shown} accepts connections, but is not NATS", fix)
+
+
+def _nats_login(address: str, shown: str) -> Finding:
+    try:
+        broker = load_settings(RuntimeSettings, environ=os.environ).broker_options()
+        refused = asyncio.run(refusal(broker, address, _TIMEOUT_SECONDS))
+    except DynamoError as error:
+        return fail("nats", f"{shown} answers, but cannot be used: {error.message}", error.hint or "")
+    if refused:
+        fix = "check NATS_USER and NATS_PASSWORD, NATS_TOKEN or NATS_CREDS, and the certificates"
+        return fail("nats", f"{shown} refuses this process: {refused}", fix)
+    return ok("nats", f"{shown} answers")
 
 
 def _connect(address: str, default_port: int) -> socket.socket:
