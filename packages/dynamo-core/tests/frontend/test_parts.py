@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from dynamo.errors import EngineError
-from dynamo.frontend.generation import Delta
+from dynamo.frontend.deltas import Delta
 from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.frontend.parts import PartAnswer, argument_object
 from dynamo.protocols.llm import Usage

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import msgspec
 
 from dynamo.errors import DynamoError, EngineError
-from dynamo.frontend.generation import Delta, Generation
+from dynamo.frontend.deltas import Delta
+from dynamo.frontend.generation import Generation
 from dynamo.frontend.metrics import RequestMetrics
 from dynamo.protocols.llm import TokenLogprob, Usage
 from dynamo.protocols.parsing import ToolCallDelta

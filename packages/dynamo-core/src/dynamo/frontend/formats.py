@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from dynamo.frontend.answers import ChoiceText, usage_body
-from dynamo.frontend.generation import Delta
+from dynamo.frontend.deltas import Delta
 from dynamo.frontend.logprobs import chat_logprobs, completion_logprobs
 from dynamo.frontend.nvext import ExtraBody
 from dynamo.preprocessor.tokenizer import Tokenizer

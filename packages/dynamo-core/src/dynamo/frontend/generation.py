@@ -15,17 +15,14 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from dynamo.errors import DynamoError, EngineError, NoInstances, ResponseTimeout, Retry, StreamIncomplete
+from dynamo.frontend.deltas import Delta, DeltaReader
 from dynamo.frontend.metrics import RequestMetrics
 from dynamo.frontend.models import ServedModel
 from dynamo.frontend.placement import Placement
-from dynamo.frontend.reasoning_tokens import ReasoningTokens
 from dynamo.frontend.request_log import RequestEntry, RequestLog
-from dynamo.parsers import OutputParser
-from dynamo.preprocessor.detokenizer import Detokenizer
 from dynamo.protocols.addressing import format_instance_id
 from dynamo.protocols.claims import Claim
-from dynamo.protocols.llm import LLMEngineOutput, PreprocessedRequest, TokenLogprob, Usage, pack_token_ids
-from dynamo.protocols.parsing import ParsedDelta, ToolCallDelta
+from dynamo.protocols.llm import LLMEngineOutput, PreprocessedRequest, Usage, pack_token_ids
 from dynamo.protocols.planes import PlaneStream, RequestPlane
 from dynamo.protocols.routing import PromptHashes, RouteRequest
 from dynamo.router.queue import QueuedRequest, RouterQueue
@@ -33,7 +30,7 @@ from dynamo.router.route import Route
 from dynamo.runtime.context import Context
 from dynamo.runtime.tracing import Span, Tracing
 
-__all__ = ["Delta", "Generation", "GenerationConsumer", "Services"]
+__all__ = ["Generation", "GenerationConsumer", "Services"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +39,6 @@ _WAIT_POLL_SECONDS = 0.1
 
 _decode = msgspec.msgpack.Decoder(LLMEngineOutput).decode
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class Delta(msgspec.Struct):
-    """What one wake-up adds to a choice."""
-
-    text: str
-    token_ids: list[int]
-    logprobs: list[TokenLogprob] | None = None
-    prompt_logprobs: list[TokenLogprob | None] | None = None
-    reasoning: str = ""
-    tool_calls: list[ToolCallDelta] = []
-    reasoning_tokens: int = 0
-    """See `dynamo.frontend.reasoning_tokens`; tokens of earlier deltas whose text comes now are among them."""
 
 
 class GenerationConsumer(Protocol):
@@ -91,8 +75,7 @@ class Generation:
         choice: int,
         request: PreprocessedRequest,
         model: ServedModel,
-        detokenizer: Detokenizer,
-        parser: OutputParser | None,
+        reader: DeltaReader,
         consumer: GenerationConsumer,
         metrics: RequestMetrics,
         services: Services,
@@ -101,11 +84,7 @@ class Generation:
         self.choice = choice
         self._request = request
         self._model = model
-        self._detokenizer = detokenizer
-        self._parser = parser
-        self._reasoning_tokens: ReasoningTokens | None = None
-        if parser is not None and parser.reads_reasoning:
-            self._reasoning_tokens = ReasoningTokens(model.text.tokenizer, special_tokens=parser.needs_special_tokens)
+        self._reader = reader
         self._consumer = consumer
         self._plane = services.plane
         self._metrics = metrics
@@ -116,8 +95,6 @@ class Generation:
         self._request_log = services.request_log
         self._migrations = 0
         self._prompt_tokens = len(request.token_ids) // 4
-        self._token_ids: list[int] = []
-        self._cached_tokens = 0
         self._failed_instances: frozenset[int] = frozenset()
         self._route: Route | None = None
         self._placement = placement
@@ -127,12 +104,11 @@ class Generation:
         self._stream: PlaneStream | None = None
         self._paused = False
         self._done = False
-        self._has_prompt_logprobs = False
 
     @property
     def stop_string(self) -> str | None:
         """The stop string that ended the choice, if one did."""
-        return self._detokenizer.stopped
+        return self._reader.stop_string
 
     def start(self) -> None:
         """Go to a worker; where the router has a queue, when it is this request's turn. Failures go to the consumer."""
@@ -298,7 +274,7 @@ class Generation:
         logger.info(
             "request %s goes on at another worker after %d tokens: %s",
             self._request.request_id,
-            len(self._token_ids),
+            len(self._reader.token_ids),
             error.message,
             extra={"request_id": self._request.request_id},
         )
@@ -343,66 +319,25 @@ class Generation:
             self._fail_inside(error)
 
     def _deliver(self, output: LLMEngineOutput) -> None:
-        ids = output.token_ids
-        usage = output.usage
-        if usage is not None:
-            self._cached_tokens = max(self._cached_tokens, usage.cached_tokens)
-        detokenizer = self._detokenizer
-        text = ""
-        if ids:
-            self._token_ids += ids
-            self._metrics.tokens(len(ids))
-            text = detokenizer.feed(ids)
+        if output.token_ids:
+            self._metrics.tokens(len(output.token_ids))
         reason = output.finish_reason
         if reason == "error":
             self.on_error(EngineError("the engine reported an error"))
             return
-        stopped = detokenizer.stopped is not None
-        if reason not in (None, "cancelled") and not stopped:
-            text += detokenizer.finish()
-            stopped = detokenizer.stopped is not None
-        if output.prompt_logprobs:
-            self._has_prompt_logprobs = True
-        if ids or text or output.prompt_logprobs:
-            delta = Delta(text, ids, output.logprobs, output.prompt_logprobs)
-            if self._parser is not None:
-                self._parse(self._parser, delta, last=stopped or reason not in (None, "cancelled"))
+        delta = self._reader.read(output)
+        if delta is not None:
             self._consumer.on_delta(self.choice, delta)
-        elif self._parser is not None and (stopped or reason in ("stop", "length")):
-            delta = Delta("", ids)
-            self._parse(self._parser, delta, last=True)
-            self._consumer.on_delta(self.choice, delta)
-        if stopped:
-            self._finish("stop")
-        elif reason not in (None, "cancelled"):
-            # What nobody here cancelled is not complete: the end of the stream, which follows, says what it is.
-            self._finish(reason)
+        # What nobody here cancelled is not complete: the end of the stream, which follows, says what it is.
+        if self._reader.stop_string is not None or reason not in (None, "cancelled"):
+            self._finish(reason or "stop")
 
     def _finish(self, reason: str) -> None:
         if self._done:
             return
-        completion_tokens = len(self._token_ids)
-        if self._detokenizer.stopped is not None:
-            completion_tokens = self._detokenizer.completion_tokens
-        if reason == "stop" and self._parser is not None and self._parser.made_tool_calls:
-            reason = "tool_calls"
-        self._end(reason, stop_engine=self._detokenizer.stopped is not None)
-        # What came behind a stop string counts for nothing.
-        reasoning_tokens = min(self._reasoning_tokens.count, completion_tokens) if self._reasoning_tokens else 0
-        usage = Usage(self._prompt_tokens, completion_tokens, self._cached_tokens, reasoning_tokens)
-        self._consumer.on_finish(self.choice, reason, usage)
-
-    def _parse(self, parser: OutputParser, delta: Delta, *, last: bool) -> None:
-        """Replace the text of `delta` by what the parser makes of it, and with `last` of what it held back."""
-        parsed = parser.feed(delta.text) if delta.text else ParsedDelta()
-        if last:
-            rest = parser.finish()
-            parsed = ParsedDelta(
-                parsed.content + rest.content, parsed.reasoning + rest.reasoning, parsed.tool_calls + rest.tool_calls
-            )
-        if self._reasoning_tokens is not None:
-            delta.reasoning_tokens = self._reasoning_tokens.add(delta.token_ids, delta.text, parsed)
-        delta.text, delta.reasoning, delta.tool_calls = parsed.content, parsed.reasoning, parsed.tool_calls
+        reason = self._reader.finish_reason(reason)
+        self._end(reason, stop_engine=self._reader.stop_string is not None)
+        self._consumer.on_finish(self.choice, reason, self._reader.usage(self._prompt_tokens))
 
     def _fail(self, error: DynamoError) -> None:
         if not self._done:
@@ -437,8 +372,8 @@ class Generation:
             api_key_name=metrics.api_key_name,
             block_size=self._model.card.block_size_tokens,
             prompt=request.token_ids[: 4 * self._prompt_tokens],
-            output=self._token_ids,
-            cached_tokens=self._cached_tokens,
+            output=self._reader.token_ids,
+            cached_tokens=self._reader.cached_tokens,
             finish_reason=reason,
             first_token_seconds=metrics.first_token_seconds(),
             duration_seconds=elapsed,
@@ -457,32 +392,32 @@ class Generation:
 
     def _has_all_tokens(self) -> bool:
         limit = self._request.stop.max_tokens
-        return limit is not None and len(self._token_ids) - self._request.prior_output_tokens >= max(1, limit)
+        return limit is not None and len(self._reader.token_ids) - self._request.prior_output_tokens >= max(1, limit)
 
     def _may_migrate(self, error: DynamoError) -> bool:
         if error.retry is not Retry.OTHER_WORKER or self._migrations_left <= 0:
             return False
         if self._out_of_time():
             return False
-        return not self._token_ids or (self._model.card.capabilities.resume and self._request.guided is None)
+        return not self._reader.token_ids or (self._model.card.capabilities.resume and self._request.guided is None)
 
     def _continuation(self) -> PreprocessedRequest:
         """The same request with the tokens so far behind the prompt."""
-        request = self._request
-        if self._has_prompt_logprobs:
+        request, token_ids = self._request, self._reader.token_ids
+        if self._reader.has_prompt_logprobs:
             # The answer so far is part of the next prompt, and the client has those of its own.
             request = msgspec.structs.replace(
                 request, sampling=msgspec.structs.replace(request.sampling, prompt_logprobs=None)
             )
-        new_tokens = len(self._token_ids) - request.prior_output_tokens
+        new_tokens = len(token_ids) - request.prior_output_tokens
         if not new_tokens:
             return request
         stop = request.stop
         remaining = None if stop.max_tokens is None else stop.max_tokens - new_tokens
         return msgspec.structs.replace(
             request,
-            token_ids=request.token_ids + pack_token_ids(self._token_ids[request.prior_output_tokens :]),
-            prior_output_tokens=len(self._token_ids),
+            token_ids=request.token_ids + pack_token_ids(token_ids[request.prior_output_tokens :]),
+            prior_output_tokens=len(token_ids),
             stop=msgspec.structs.replace(stop, max_tokens=remaining),
         )
 

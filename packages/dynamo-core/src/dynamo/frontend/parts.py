@@ -15,7 +15,7 @@ import msgspec
 
 from dynamo.errors import DynamoError
 from dynamo.frontend.answers import Answer, start_events
-from dynamo.frontend.generation import Delta
+from dynamo.frontend.deltas import Delta
 from dynamo.frontend.metrics import RequestMetrics
 from dynamo.protocols.llm import TokenLogprob, Usage
 from dynamo.protocols.parsing import ToolCallDelta

@@ -15,6 +15,7 @@ import msgspec
 
 from dynamo.errors import InvalidRequest
 from dynamo.frontend.answers import Answer, create_answer
+from dynamo.frontend.deltas import DeltaReader
 from dynamo.frontend.formats import ChatFormat, CompletionFormat
 from dynamo.frontend.generation import Generation, Services
 from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
@@ -254,8 +255,7 @@ class Pipeline:
                         choice,
                         engine_request,
                         model,
-                        detokenizer,
-                        parser,
+                        DeltaReader(detokenizer, parser, model.text.tokenizer),
                         answer,
                         metrics,
                         self._services,
