@@ -128,16 +128,13 @@ class _Run:
         It is asked on its system port, which needs no certificate and no API key.
         """
         await self._scheduler.wait_ready()
-        frontend = next((spec.name for spec in self._components if spec.kind == "frontend"), None)
+        frontend = next((spec.name for spec in self._components if _tells_what_it_serves(spec)), None)
         if frontend is None:
             return None
         while True:
             # Raises when one of them has been given up since it was ready.
             await self._scheduler.wait_ready()
-            answers = await self._scheduler.ask(frontend, "/serving")
-            if answers and all(status == 404 for status, _ in answers):
-                return None  # somebody else's frontend, in a graph: it has no such page
-            found = [_read_serving(*answer) for answer in answers]
+            found = [_read_serving(*answer) for answer in await self._scheduler.ask(frontend, "/serving")]
             if found and all(serving is not None and serving.models for serving in found):
                 return found[0]
             await asyncio.sleep(_POLL_SECONDS)
@@ -178,6 +175,11 @@ def _on_this_machine(spec: ComponentSpec, kept: Mapping[str, str], shared: Mappi
     drains = {"DYN_DRAIN_GRACE_SECONDS": _DRAIN_SECONDS, "DYN_FRONTEND_DRAIN_GRACE_SECONDS": _DRAIN_SECONDS}
     defaults = {name: value for name, value in drains.items() if name not in os.environ}
     return msgspec.structs.replace(spec, env={**defaults, **kept, **spec.env, **shared})
+
+
+def _tells_what_it_serves(spec: ComponentSpec) -> bool:
+    """Whether it is our frontend: a graph may name another program as its frontend, which has no such page."""
+    return spec.kind == "frontend" and any("dynamo.frontend" in argument for argument in spec.argv)
 
 
 def _read_serving(status: int, body: bytes) -> Serving | None:
