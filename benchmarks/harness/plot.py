@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.harness.report import number
 from benchmarks.harness.rows import Row
 
 __all__ = ["write_png"]
 
 GOOD, BAD, PLAIN = "#2a7f62", "#b03a2e", "#4a6fa5"
+_LINE_CHARACTERS = 95
 
 
 def write_png(path: Path, title: str, rows: Sequence[Row], machine: str) -> None:
@@ -27,14 +30,16 @@ def write_png(path: Path, title: str, rows: Sequence[Row], machine: str) -> None
     for position, row, length in zip(positions, shown, lengths, strict=True):
         if row.bar is not None:
             axes.plot([row.bar, row.bar], [position - 0.4, position + 0.4], color="black", linewidth=2)
-        label = f" {row.value:,.3g} {row.unit}" + (f" against {row.reference_value:,.3g}" if compared else "")
+        label = f" {number(row.value)} {row.unit}" + (f" against {number(row.reference_value)}" if compared else "")
         axes.text(length, position, label, va="center", fontsize=8)
     axes.set_yticks(positions, [row.name for row in shown], fontsize=8)
-    axes.set_xlim(0, max(lengths) * 1.45)
+    axes.set_xlim(0, max(lengths) * 1.6)
+    axes.set_ylim(-0.7, len(shown) - 0.3)
     axes.axvline(1.0, color="grey", linewidth=0.8, linestyle=":")
     references = sorted({row.reference for row in compared if row.reference})
-    axes.set_xlabel(f"times better than {', '.join(references) or 'itself'} (black: the bar)", fontsize=8)
-    axes.set_title(f"{title}\n{machine}", fontsize=9, loc="left")
+    meaning = f"times better than {', '.join(references) or 'itself'} (black: the bar)"
+    axes.set_xlabel(textwrap.fill(meaning, _LINE_CHARACTERS), fontsize=8)
+    figure.suptitle(textwrap.fill(title, _LINE_CHARACTERS) + f"\n{machine}", fontsize=9, x=0.02, ha="left")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
