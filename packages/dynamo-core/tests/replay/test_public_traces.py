@@ -47,6 +47,7 @@ def test_kv_routing_finds_more_of_it_than_round_robin(conversation: Trace) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("workers", [8, 16])
 def test_the_default_cost_keeps_its_promises_on_all_of_it(conversation: Trace, workers: int) -> None:
     results = {}
