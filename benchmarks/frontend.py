@@ -4,12 +4,14 @@ Everything is a process of its own: load, frontend, worker. CPU is user and syst
 settings are the defaults, of both. Upstream is `ai-dynamo` 1.6.1 in an environment of its own (`nox` makes it and names
 its interpreter in DYNAMO_BENCH_PEER); without it its rows have no reference, and a line says so. Paced streams get a
 token every 20 ms, all in the same step, as from an engine; a token's cost is that of the longer answer less that of the
-answer with one token. `--only TEXT` measures no rows but those with TEXT in their names.
+answer with one token. Where waiting is measured, the frontend has a core of its own. `--only TEXT` measures no rows but
+those with TEXT in their names.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,11 +25,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from benchmarks.harness.measure import Sample
+from benchmarks.harness.measure import Sample, held_up_ms
 from benchmarks.harness.rows import Options, Row
 from benchmarks.serving.load import Outcome, Phase
 from benchmarks.serving.model import make_model
-from benchmarks.serving.systems import Client, System, client, floor, ours, upstream
+from benchmarks.serving.systems import Client, System, client, floor, on_cores_of_their_own, ours, upstream
 
 __all__ = ["run"]
 
@@ -96,7 +98,7 @@ def run(options: Options) -> Iterator[Row]:
     """Rows per request, per token, of waiting, of idling and of memory."""
     python = _peer()
     shapes = [(32, 64), (128, 64)] if options.quick else [(1, 256), (32, 64), (128, 64), (512, 64)]
-    instant = [*_requests(), *_tokens("saturated", 1 / 0.85, _saturated(options)), _Plan(_WAITING, _first_token)]
+    instant = [*_requests(), *_tokens("saturated", 1 / 0.85, _saturated(options))]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         directory = Path(folder)
         model = directory / "model"
@@ -111,6 +113,8 @@ def run(options: Options) -> Iterator[Row]:
                         load.run(system, Phase(0, 300, 8, isl=64, osl=4, stream=True))
                     for plan in wanted:
                         yield from plan.measure(bench)
+        if _may_have(_WAITING, options):
+            yield from _first_token(load, directory / "waiting", model, python, rounds=3 if options.quick else 9)
         if _may_have(_NEXT_TURN, options):
             yield from _second_turn(load, directory / "turns", model, conversations=40 if options.quick else 100)
         if _may_have(_DOING_NOTHING, options):
@@ -230,25 +234,55 @@ def _rows(name: str, unit: str, costs: Mapping[str, Sample], bars: Mapping[str, 
         )
 
 
-def _first_token(bench: _Bench) -> Iterator[Row]:
+def _first_token(load: Client, directory: Path, model: Path, python: str, rounds: int) -> Iterator[Row]:
     """Time to the first event at half of the rate that is reached here, beside the bare server at the same arrivals.
 
-    What is added is the frontend's, the worker's and the wait for a core: client, frontend and worker share the
-    machine, and so does that rate.
+    What is added is the frontend's, the worker's, and the wait of each for the one before it. Upstream gets half of the
+    rate that it reaches, and so do we for that row. Told too is how long the machine holds up a process that only looks
+    at the clock: nobody's slowest requests are faster.
     """
-    full = bench.cost("ours", Phase(0, 1500, 32, osl=1, stream=True)).outcome
-    phase = Phase(0, 3000, 64, osl=1, stream=True, per_second=0.5 * len(full.first_ms) / full.seconds)
-    times: dict[str, list[list[float]]] = {"ours": [], FLOOR: []}
-    for number in range(bench.rounds):
-        same = msgspec.structs.replace(phase, seed=1 + number)
-        for name, found in times.items():
-            found.append(bench.load.run(bench.systems[name], same).outcome.first_ms)
+    times: dict[str, list[list[float]]] = {}
+    slower = 0.0
+    if python:
+        with upstream(directory / "upstream", model, python=python) as system, on_cores_of_their_own(load, [system]):
+            slower = _half_rate(load, system)
+            times[UPSTREAM] = [_waits(load, system, slower, seed) for seed in range(1, rounds + 1)]
+    # Its cache is full, as a worker's is most of its life, and not growing.
+    with ours(directory / "ours", model, kv_blocks=16_384) as system, floor(directory / "floor") as bare:
+        load.run(system, Phase(0, 5000, 32, osl=1, stream=True))
+        with on_cores_of_their_own(load, [system, bare]):
+            rate = _half_rate(load, system)
+            for seed in range(1, rounds + 1):
+                for name, one, speed in (("ours", system, rate), (FLOOR, bare, rate), ("slower", system, slower)):
+                    if speed:
+                        times.setdefault(name, []).append(_waits(load, one, speed, seed))
+    stalls = [held_up_ms(1.0) for _ in range(rounds)]
+    yield Row(f"{_WAITING}, requests", rate, "requests/s")
+    yield _limited(f"{_WAITING}, longest hold-up of the machine in a second", Sample.of(stalls), "ms", 0.0, bar=False)
     for percent in (50, 99):
-        mine, bare = ([_percentile(one, percent) for one in times[name]] for name in ("ours", FLOOR))
-        costs = {"ours": Sample.of(mine), FLOOR: Sample.of(bare)}
-        yield from _rows(f"{_WAITING}, p{percent}", "ms", costs, {})
-        added = Sample.of([one - other for one, other in zip(mine, bare, strict=True)])
-        yield _limited(f"{_WAITING}, p{percent}, added", added, "ms", 3.0, percent == 99)
+        at = {name: Sample.of([_percentile(one, percent) for one in found]) for name, found in times.items()}
+        name = f"{_WAITING}, p{percent}"
+        yield from _rows(name, "ms", {"ours": at["ours"], FLOOR: at[FLOOR]}, {})
+        pairs = zip(times["ours"], times[FLOOR], strict=True)
+        added = Sample.of([_percentile(one, percent) - _percentile(other, percent) for one, other in pairs])
+        yield _limited(f"{name}, added", added, "ms", 3.0, percent == 99)
+        if slower:
+            costs = {"ours": at["slower"], UPSTREAM: at[UPSTREAM]}
+            yield from _rows(f"{_WAITING} of upstream, p{percent}", "ms", costs, {})
+
+
+def _half_rate(load: Client, system: System) -> float:
+    """Requests per second at half of what the system answers at most."""
+    phase = Phase(0, 1500, 32, osl=1, stream=True)
+    load.run(system, phase)
+    full = statistics.median(load.run(system, phase).outcome.seconds for _ in range(3))
+    return 0.5 * phase.requests / full
+
+
+def _waits(load: Client, system: System, per_second: float, seed: int) -> list[float]:
+    """Milliseconds to the first event, ascending."""
+    phase = Phase(0, 3000, 64, osl=1, stream=True, per_second=per_second, seed=seed)
+    return load.run(system, phase).outcome.first_ms
 
 
 def _percentile(ascending: list[float], percent: int) -> float:

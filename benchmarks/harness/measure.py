@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["Result", "Sample", "alternate", "cpu_seconds", "machine"]
+__all__ = ["Result", "Sample", "alternate", "cpu_seconds", "held_up_ms", "machine"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,17 @@ def alternate(works: Mapping[str, Callable[[], float]], rounds: int) -> dict[str
                 rates[name].append(units / elapsed)
                 costs[name].append(burnt / units)
     return {name: Result(Sample.of(rates[name]), Sample.of(costs[name])) for name in works}
+
+
+def held_up_ms(seconds: float) -> float:
+    """The longest time, within `seconds`, that a process which only looks at the clock did not get to do it."""
+    last = time.perf_counter()
+    end, longest = last + seconds, 0.0
+    while last < end:
+        now = time.perf_counter()
+        longest = max(longest, now - last)
+        last = now
+    return longest * 1e3
 
 
 def cpu_seconds() -> float:

@@ -12,7 +12,8 @@ import json
 import random
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -70,23 +71,26 @@ class _Connection(asyncio.Protocol):
         self.chunks = 0
         self.status = b""
         self.last = b""
-        self._done: asyncio.Future[None] | None = None
+        self._done: Callable[[Exception | None], None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._done is not None and not self._done.done():
-            self._done.set_exception(exc or ConnectionError("the server closed the connection"))
+        self._end(exc or ConnectionError("the server closed the connection"))
 
-    async def send(self, request: bytes) -> None:
-        """Send one request and wait for its whole response."""
+    def send(self, request: bytes, done: Callable[[Exception | None], None]) -> None:
+        """Send one request; `done` is called when its whole response is there, or with what went wrong."""
         assert self.transport is not None
         self._tail, self._missing, self.status, self.first_ms = b"", -1, b"", 0.0
-        self._done = asyncio.get_running_loop().create_future()
+        self._done = done
         self._sent_at = time.perf_counter()
         self.transport.write(request)
-        await self._done
+
+    def _end(self, error: Exception | None = None) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            done(error)
 
     def data_received(self, data: bytes) -> None:
         if not self.status:
@@ -112,8 +116,8 @@ class _Connection(asyncio.Protocol):
             self.chunks += joined.count(b"data: ")
             self._tail = joined[-5:]
             ended = joined.endswith(_END)
-        if ended and self._done is not None and not self._done.done():
-            self._done.set_result(None)
+        if ended:
+            self._end()
 
 
 class _Requests:
@@ -139,30 +143,78 @@ class _Requests:
         return f"{head}{len(body)}\r\n\r\n".encode() + body
 
 
+class _Run:
+    """One phase: without tasks, since the client shares the machine with what it measures."""
+
+    def __init__(self, phase: Phase, requests: Iterator[bytes], connections: list[_Connection]) -> None:
+        self._phase = phase
+        self._requests = requests
+        self._free = connections
+        self._unsent = phase.requests
+        """Requests that are not due yet."""
+        self._due = 0
+        """Requests that wait for a free connection."""
+        self._open = 0
+        self._loop = asyncio.get_running_loop()
+        self._over = self._loop.create_future()
+        self.first_ms: list[float] = []
+        self.failures: list[str] = []
+
+    async def run(self) -> None:
+        """Send all requests, at the times of the phase, and wait for their answers."""
+        if self._phase.per_second:
+            arrivals = self._loop.run_in_executor(None, self._arrive)
+            await self._over
+            await arrivals
+        else:
+            self._unsent, self._due = 0, self._unsent
+            self._send()
+            await self._over
+
+    def _arrive(self) -> None:
+        # A thread's sleep ends within 0.1 ms. The event loop's timers tick once a millisecond: they would make bursts
+        # of what falls due within one.
+        rng, due = random.Random(self._phase.seed), time.perf_counter()
+        for _ in range(self._phase.requests):
+            due += rng.expovariate(self._phase.per_second)
+            time.sleep(max(0.0, due - time.perf_counter()))
+            self._loop.call_soon_threadsafe(self._one_more)
+
+    def _one_more(self) -> None:
+        self._unsent -= 1
+        self._due += 1
+        self._send()
+
+    def _send(self) -> None:
+        while self._due and self._free:
+            self._due -= 1
+            self._open += 1
+            connection = self._free.pop()
+            connection.send(next(self._requests), partial(self._done, connection))
+
+    def _done(self, connection: _Connection, error: Exception | None) -> None:
+        self._open -= 1
+        if error is not None:
+            if not self._over.done():
+                self._over.set_exception(error)
+            return
+        self.first_ms.append(connection.first_ms)
+        if connection.status != b"200":
+            self.failures.append(f"{connection.status.decode()} {connection.last[-300:].decode(errors='replace')}")
+        self._free.append(connection)
+        self._send()
+        if not (self._unsent or self._due or self._open or self._over.done()):
+            self._over.set_result(None)
+
+
 async def _run(phase: Phase, requests: Iterator[bytes]) -> Outcome:
     loop = asyncio.get_running_loop()
     connections = [
         (await loop.create_connection(_Connection, "127.0.0.1", phase.port))[1] for _ in range(phase.clients)
     ]
-    first_ms: list[float] = []
-    failures: list[str] = []
-
-    async def one(connection: _Connection) -> None:
-        await connection.send(next(requests))
-        first_ms.append(connection.first_ms)
-        if connection.status != b"200":
-            failures.append(f"{connection.status.decode()} {connection.last[-300:].decode(errors='replace')}")
-
-    async def closed_loop(connection: _Connection) -> None:
-        for _ in turns:
-            await one(connection)
-
-    turns = iter(range(phase.requests))
+    run = _Run(phase, requests, list(connections))
     start = time.perf_counter()
-    if phase.per_second:
-        await _open_loop(phase, connections, one)
-    else:
-        await asyncio.gather(*map(closed_loop, connections))
+    await run.run()
     seconds = time.perf_counter() - start
     for connection in connections:
         assert connection.transport is not None
@@ -170,34 +222,10 @@ async def _run(phase: Phase, requests: Iterator[bytes]) -> Outcome:
     return Outcome(
         seconds,
         sum(connection.chunks for connection in connections),
-        len(failures),
-        "".join(failures[:1]),
-        sorted(first_ms),
+        len(run.failures),
+        "".join(run.failures[:1]),
+        sorted(run.first_ms),
     )
-
-
-async def _open_loop(
-    phase: Phase, connections: list[_Connection], one: Callable[[_Connection], Awaitable[None]]
-) -> None:
-    """Send at random times, each over a connection that is free."""
-    rng = random.Random(phase.seed)
-    free = list(connections)
-    running: set[asyncio.Future[None]] = set()
-    due = time.perf_counter()
-
-    async def lend(connection: _Connection) -> None:
-        await one(connection)
-        free.append(connection)
-
-    for _ in range(phase.requests):
-        due += rng.expovariate(phase.per_second)
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        while not free:
-            await asyncio.sleep(0.001)
-        task = asyncio.ensure_future(lend(free.pop()))
-        running.add(task)
-        task.add_done_callback(running.discard)
-    await asyncio.gather(*running)
 
 
 async def _main(model: Path) -> None:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -34,6 +34,7 @@ __all__ = [
     "floor",
     "free_port",
     "http_server",
+    "on_cores_of_their_own",
     "ours",
     "server_process",
     "until_serving",
@@ -82,11 +83,41 @@ def _cpu_seconds(process: psutil.Process) -> float:
     return float(used.user + used.system)
 
 
+@contextmanager
+def on_cores_of_their_own(load: Client, systems: Iterable[System]) -> Iterator[None]:
+    """The frontends share one core; client and workers have the others. Nothing is done where there is but one core.
+
+    For measuring latencies: else the scheduler moves three busy processes between two cores, and now and then each has
+    to wait for a time slice of another.
+    """
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    if len(cores) < 2:
+        yield
+        return
+    frontend, others = {min(cores)}, cores - {min(cores)}
+    wanted = {load.pid: others}
+    for system in systems:
+        wanted |= {system.pid: frontend} | ({system.worker_pid: others} if system.worker_pid else {})
+    for pid, allowed in wanted.items():
+        _keep_on(pid, allowed)
+    try:
+        yield
+    finally:
+        for pid in wanted:
+            _keep_on(pid, cores)
+
+
+def _keep_on(pid: int, cores: set[int]) -> None:
+    for thread in psutil.Process(pid).threads():
+        os.sched_setaffinity(thread.id, cores)
+
+
 class Client:
     """The load process."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+        self.pid = process.pid
         self._read()
         self._seed = 0
 
@@ -136,9 +167,14 @@ def client(model: Path) -> Iterator[Client]:
 
 @contextmanager
 def ours(
-    directory: Path, model: Path, *, tokens_per_second: float = 0, frontend_flags: Sequence[str] = ()
+    directory: Path,
+    model: Path,
+    *,
+    tokens_per_second: float = 0,
+    frontend_flags: Sequence[str] = (),
+    kv_blocks: int = 1_000_000,
 ) -> Iterator[System]:
-    """Our frontend as users start it, and an echo worker."""
+    """Our frontend as users start it, and an echo worker with a cache of `kv_blocks`."""
     directory.mkdir(parents=True, exist_ok=True)
     script = directory / "reply.jsonl"
     script.write_text(json.dumps({"token_ids": _reply(model)}), "utf-8")
@@ -152,7 +188,7 @@ def ours(
         "--engine-request-limit",
         "20000",
     ]
-    worker += ["--max-model-len", str(CONTEXT_TOKENS), "--num-blocks", "1000000", "--block-size", str(BLOCK_SIZE)]
+    worker += ["--max-model-len", str(CONTEXT_TOKENS), "--num-blocks", str(kv_blocks), "--block-size", str(BLOCK_SIZE)]
     port = free_port()
     frontend = ["dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port), *frontend_flags]
     with ExitStack() as stack:

@@ -98,6 +98,13 @@ def test_the_hello_graph_serves_the_same(serve):
         assert "Oslo" in asks_norway(client, "demo")
 
 
+def test_a_misspelt_variable_is_told_once(serve):
+    """By `dynamo serve`, and by none of its children, who see it too."""
+    served = serve("--backend", "echo", "--replicas", "2", env={"DYN_HTTP_PROT": "1"}).until_ready()
+    assert served.stop() == 0
+    assert served.text().count("DYN_HTTP_PROT is set, but nothing reads it") == 1
+
+
 def test_a_killed_worker_is_restarted_and_requests_go_on(serve):
     served = serve("--replicas", "2").until_ready()
     with sdk(served) as client:

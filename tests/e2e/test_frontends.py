@@ -16,6 +16,8 @@ KEYS = """
 - {name: unlimited, key: sk-unlimited-key}
 - {name: limited-0, key: sk-limited-key-0, requests_per_minute: 8}
 - {name: limited-1, key: sk-limited-key-1, requests_per_minute: 8}
+- {name: thrifty-0, key: sk-thrifty-key-0, tokens_per_minute: 80}
+- {name: thrifty-1, key: sk-thrifty-key-1, tokens_per_minute: 80}
 """
 BODY = {"model": "echo", "prompt": "hello", "max_tokens": 2}
 
@@ -26,11 +28,11 @@ def ask(served, key):
     return httpx.post(f"{served.url}/v1/completions", json=BODY, headers=headers, timeout=20)
 
 
-def statuses_within_a_minute(served):
-    """Of 40 requests with a limited key; with another one if a minute ended meanwhile."""
+def statuses_within_a_minute(served, keys):
+    """Of 40 requests with a key of this kind; with another one if a minute ended meanwhile."""
     for number in range(2):
         minute = time.time() // 60
-        statuses = [ask(served, f"sk-limited-key-{number}").status_code for _ in range(40)]
+        statuses = [ask(served, f"sk-{keys}-key-{number}").status_code for _ in range(40)]
         if time.time() // 60 == minute:
             return statuses
     return pytest.fail("40 requests took a minute")
@@ -48,8 +50,12 @@ def test_two_frontends_share_a_port_and_the_limits_of_api_keys(serve, tmp_path):
 
     # Ready means: the model at both frontends.
     assert served_by_all()
-    statuses = statuses_within_a_minute(served)
+    statuses = statuses_within_a_minute(served, "limited")
     assert (statuses.count(200), statuses.count(429)) == (8, 32)
+    cost = ask(served, "sk-unlimited-key").json()["usage"]["total_tokens"]
+    statuses = statuses_within_a_minute(served, "thrifty")
+    # The last one may go beyond the limit; two limits would let twice as many through.
+    assert 80 <= statuses.count(200) * cost < 80 + 2 * cost
     frontends = served.workers("dynamo.frontend")
     assert len(frontends) == 2
     frontends[0].kill()
@@ -83,6 +89,14 @@ def test_what_one_frontend_keeps_all_of_them_have(serve):
     )
     made = call("POST", "/v1/responses", json={"model": "echo", "input": "hello", "max_output_tokens": 4}).json()
     assert {answer.json()["id"] for answer in each("GET", f"/v1/responses/{made['id']}")} == {made["id"]}
+
+    onward = {"model": "echo", "input": "and?", "max_output_tokens": 4, "previous_response_id": made["id"]}
+    answers = [call("POST", "/v1/responses", json={**onward, "store": False}).json() for _ in range(ROUNDS)]
+    # All have read the whole conversation.
+    assert len({answer["usage"]["input_tokens"] for answer in answers}) == 1
+    call("DELETE", f"/v1/responses/{made['id']}")
+    gone = [httpx.get(f"{served.url}/v1/responses/{made['id']}", timeout=20).status_code for _ in range(ROUNDS)]
+    assert set(gone) == {404}
 
     body = {"model": "echo", "prompt": "hello", "max_tokens": 2}
     line = json.dumps({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}).encode()

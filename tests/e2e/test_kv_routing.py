@@ -7,14 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import pytest
 
-from dynamo.errors import ConfigError
-from dynamo.testing.servers import NatsServer
 from tests.e2e.processes import Deployment, Frontend, deployment, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -110,14 +107,10 @@ def test_a_conversation_stays_with_its_worker(running) -> None:
 @pytest.fixture(params=["zmq", "nats"])
 def two_frontends(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Deployment, list[Frontend]]]:
     """Two frontends and two slow workers, which tell each other of their requests over one event plane."""
-    with ExitStack() as stack:
-        env = {"DYN_EVENT_PLANE": request.param}
-        if request.param == "nats":
-            try:
-                env["NATS_SERVER"] = stack.enter_context(NatsServer(tmp_path / "nats")).url
-            except ConfigError as error:
-                pytest.skip(str(error))
-        made = stack.enter_context(deployment(tmp_path, env))
+    env = {"DYN_EVENT_PLANE": request.param, "DYN_NAMESPACE": f"two-frontends-{request.param}"}
+    if request.param == "nats":
+        env["NATS_SERVER"] = request.getfixturevalue("nats_server").url
+    with deployment(tmp_path, env) as made:
         for _ in range(2):
             made.worker("--tokens-per-second", "2")
         frontends = [made.frontend(*FLAGS) for _ in range(2)]

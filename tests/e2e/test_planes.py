@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from dynamo.config.loading import load_settings
-from dynamo.errors import ConfigError
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.kv_events import (
     KV_EVENTS_SUBJECT,
@@ -27,7 +26,6 @@ from dynamo.runtime.client import encode_request, stream_items
 from dynamo.runtime.context import Context
 from dynamo.runtime.distributed import DistributedRuntime
 from dynamo.runtime.settings import RuntimeSettings
-from dynamo.testing.servers import EtcdServer, NatsServer, Server
 from tests.e2e.processes import Deployment, Frontend, Process, deployment, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -41,30 +39,10 @@ def words(number: int, count: int = 12) -> str:
     return " ".join(f"prompt{number}word{index}" for index in range(count))
 
 
-@pytest.fixture(scope="module")
-def servers() -> Iterator[dict[str, Server]]:
-    """One etcd and one NATS for all tests of this file; each test has a namespace of its own."""
-    started: dict[str, Server] = {}
-    try:
-        for name, kind in (("etcd", EtcdServer), ("nats", NatsServer)):
-            try:
-                server = kind()
-            except ConfigError:
-                continue
-            server.start()
-            started[name] = server
-        yield started
-    finally:
-        for server in started.values():
-            server.close()
-
-
 @pytest.fixture(params=COMBINATIONS, ids="-".join)
-def environment(request, servers, tmp_path) -> dict[str, str]:
+def environment(request, tmp_path) -> dict[str, str]:
     """What the processes of one combination have in common."""
     discovery, request_plane, event_plane = request.param
-    for name in ({discovery, request_plane, event_plane} & {"etcd", "nats"}) - servers.keys():
-        pytest.skip(f"{name} is not on this machine; get it with `python tools/servers/install.py`")
     env = {
         "DYN_NAMESPACE": "-".join(request.param),
         "DYN_DISCOVERY_BACKEND": discovery,
@@ -74,10 +52,10 @@ def environment(request, servers, tmp_path) -> dict[str, str]:
         "DYN_REQUEST_PLANE_FALLBACK": "",
         "DYN_EVENT_PLANE": event_plane,
     }
-    if "etcd" in servers:
-        env["ETCD_ENDPOINTS"] = servers["etcd"].endpoint
-    if "nats" in servers:
-        env["NATS_SERVER"] = servers["nats"].url
+    if "etcd" in request.param:
+        env["ETCD_ENDPOINTS"] = request.getfixturevalue("etcd_server").endpoint
+    if "nats" in request.param:
+        env["NATS_SERVER"] = request.getfixturevalue("nats_server").url
     return env
 
 
@@ -219,13 +197,11 @@ async def events_agree_with_snapshots(client: httpx.AsyncClient, observer: Obser
 
 
 @pytest.fixture
-def random_over_nats(servers, tmp_path) -> Iterator[tuple[list[Process], Frontend]]:
+def random_over_nats(nats_server, tmp_path) -> Iterator[tuple[list[Process], Frontend]]:
     """Three echo workers, and a frontend whose router takes any of them."""
-    if "nats" not in servers:
-        pytest.skip("nats is not on this machine; get it with `python tools/servers/install.py`")
     environment = {
         "DYN_NAMESPACE": "random-over-nats",
-        "NATS_SERVER": servers["nats"].url,
+        "NATS_SERVER": nats_server.url,
         "DYN_REQUEST_PLANE": "nats",
         "DYN_ROUTER_MODE": "random",
     }

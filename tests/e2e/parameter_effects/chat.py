@@ -20,10 +20,34 @@ from tests.e2e.parameter_effects.api import (
     SharedCheck,
     chat,
 )
-from tests.e2e.parameter_effects.sampling import HOT, ignored, limit
+from tests.e2e.parameter_effects.sampling import HOT, ignored, limit, refused
 
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": CITIES}}
+BOTH = "What is the weather in Oslo and in Rome?"
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
+
+
+def _variant(kind: str, field: str, schema: dict[str, Any]) -> dict[str, Any]:
+    properties = {"kind": {"const": kind, "type": "string"}, field: schema}
+    return {"type": "object", "properties": properties, "required": ["kind", field], "additionalProperties": False}
+
+
+#: As pydantic writes a field that is a discriminated union.
+UNION = {
+    "type": "object",
+    "properties": {
+        "place": {
+            "discriminator": {"propertyName": "kind", "mapping": {"city": "#/$defs/City", "count": "#/$defs/Count"}},
+            "oneOf": [{"$ref": "#/$defs/City"}, {"$ref": "#/$defs/Count"}],
+        }
+    },
+    "required": ["place"],
+    "additionalProperties": False,
+    "$defs": {
+        "City": _variant("city", "name", {"enum": ["Oslo", "Rome"]}),
+        "Count": _variant("count", "value", {"type": "integer", "minimum": 0, "maximum": 9}),
+    },
+}
 IGNORED = {
     "audio": {"voice": "x", "format": "wav"},
     "metadata": {"a": "b"},
@@ -31,7 +55,6 @@ IGNORED = {
     "prediction": {"type": "content", "content": "x"},
     "prompt_cache_key": "x",
     "prompt_cache_retention": "24h",
-    "reasoning_effort": "low",
     "safety_identifier": "x",
     "service_tier": "auto",
     "store": True,
@@ -60,6 +83,9 @@ def messages(api: Api) -> None:
     assert chat.ask(
         api, messages=[{"role": "developer", "content": "Be brief."}, *chat.prompt(CAPITAL)["messages"]]
     ).text
+    cut = {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Os'}}
+    turns[2] = {"role": "assistant", "tool_calls": [cut]}
+    assert "7" in chat.ask(api, messages=turns, tools=[TOOL]).text
     for role in ("function", "assistant"):
         last = {"role": role, "name": "f", "content": "x"}
         assert chat.ask(api, messages=[*turns[:2], last], max_completion_tokens=1).tokens == 1
@@ -77,6 +103,16 @@ def n(api: Api) -> None:
     # Choice i uses seed + i.
     assert texts[2] == chat.ask(api, STORY, **HOT, max_completion_tokens=12, seed=5).text
     assert body["usage"]["completion_tokens"] <= 36
+    # Streams tell the choices apart, and the calls of each.
+    calls: dict[tuple[int, int], str] = {}
+    for event in api.events(CHAT, **chat.prompt(BOTH), temperature=0, tools=[TOOL], n=2):
+        choice = event["choices"][0]
+        for call in choice["delta"].get("tool_calls", ()):
+            place = choice["index"], call["index"]
+            calls[place] = calls.get(place, "") + call["function"]["arguments"]
+    assert {place: json.loads(arguments)["city"] for place, arguments in calls.items()} == {
+        (choice, call): city for choice in (0, 1) for call, city in enumerate(("Oslo", "Rome"))
+    }
 
 
 def stream(api: Api) -> None:
@@ -132,19 +168,38 @@ def tool_choice(api: Api) -> None:
         calls = chat.ask(api, CAPITAL, tools=[TOOL], tool_choice=forced, parallel_tool_calls=False).calls
         assert [name for name, _ in calls] == ["get_weather"]
         assert calls[0][1]["city"] in ("Oslo", "Rome")
+        parts = {"type": "object", "properties": {"place": {"$ref": "#/$defs/Place"}}, "required": ["place"]}
+        nested = {"name": "get_weather", "parameters": {**parts, "$defs": {"Place": {"enum": ["Oslo"]}}}}
+        offered = [{"type": "function", "function": nested}]
+        calls = chat.ask(api, CAPITAL, tools=offered, tool_choice=forced, parallel_tool_calls=False).calls
+        assert calls[0][1]["place"] == "Oslo"
+        union = {"type": "function", "function": {"name": "get_weather", "parameters": UNION, "strict": True}}
+        _of_the_union(chat.ask(api, tools=[union], tool_choice=forced, parallel_tool_calls=False).calls[0][1])
+
+
+def _of_the_union(answer: dict[str, Any]) -> None:
+    place = answer["place"]
+    if place["kind"] == "city":
+        assert (set(answer), set(place), place["name"] in ("Oslo", "Rome")) == ({"place"}, {"kind", "name"}, True)
+    else:
+        assert (set(answer), set(place), place["value"] in range(10)) == ({"place"}, {"kind", "value"}, True)
 
 
 def parallel_tool_calls(api: Api) -> None:
-    both = "What is the weather in Oslo and in Rome?"
-    assert len(chat.ask(api, both, tools=[TOOL]).calls) == 2
+    assert len(chat.ask(api, BOTH, tools=[TOOL]).calls) == 2
     forced: dict[str, Any] = {"tools": [TOOL], "tool_choice": "required"}
-    assert len(chat.ask(api, both, **forced, parallel_tool_calls=False).calls) == 1
+    assert len(chat.ask(api, BOTH, **forced, parallel_tool_calls=False).calls) == 1
 
 
 def response_format(api: Api) -> None:
     question = "Answer as JSON: what is the capital of Norway?"
     schema = {"type": "json_schema", "json_schema": {"name": "country", "schema": COUNTRY, "strict": True}}
     assert json.loads(chat.ask(api, question, response_format=schema).text) == {"country": "Norway", "capital": "Oslo"}
+    parts = {"type": "object", "properties": {"capital": {"$ref": "#/$defs/Word"}}, "required": ["capital"]}
+    schema["json_schema"]["schema"] = {**parts, "additionalProperties": False, "$defs": {"Word": {"enum": ["Oslo"]}}}
+    assert json.loads(chat.ask(api, CAPITAL, response_format=schema).text) == {"capital": "Oslo"}
+    schema["json_schema"]["schema"] = UNION
+    _of_the_union(json.loads(chat.ask(api, CAPITAL, response_format=schema).text))
     # The model answers in words; with the format the answer is an object, or the beginning of one.
     assert chat.ask(api, CAPITAL, response_format={"type": "json_object"}).text.lstrip().startswith("{")
     assert chat.ask(api, CAPITAL, response_format={"type": "text"}).text == OSLO
@@ -154,6 +209,14 @@ def chat_template_kwargs(api: Api) -> None:
     assert chat.ask(api, SUM).reasoning
     quiet = chat.ask(api, SUM, chat_template_kwargs={"enable_thinking": False})
     assert (quiet.reasoning, quiet.text) == ("", "3 plus 4 is 7.")
+
+
+def reasoning_effort(api: Api) -> None:
+    assert chat.ask(api, SUM, reasoning_effort="low").reasoning
+    quiet = chat.ask(api, SUM, reasoning_effort="none")
+    assert (quiet.reasoning, quiet.text) == ("", "3 plus 4 is 7.")
+    # Variables of the template that are given count more.
+    assert chat.ask(api, SUM, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True}).reasoning
 
 
 def add_generation_prompt(api: Api) -> None:
@@ -184,10 +247,12 @@ CHECKS: dict[str, Check] = {
     "parallel_tool_calls": parallel_tool_calls,
     "response_format": response_format,
     "chat_template_kwargs": chat_template_kwargs,
+    "reasoning_effort": reasoning_effort,
     "add_generation_prompt": add_generation_prompt,
     "continue_final_message": continue_final_message,
 }
 SHARED: dict[str, SharedCheck] = {
     "max_completion_tokens": limit,
+    "functions": refused("functions", [{"name": "get_weather", "parameters": CITIES}]),
     **{name: ignored(name, value) for name, value in IGNORED.items()},
 }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from tests.e2e.parameter_effects.api import MODEL, OSLO, Api, Dialect, SharedCheck
-from tests.e2e.parameter_effects.sampling import ignored, overtakes
+from tests.e2e.parameter_effects.sampling import GRAMMARS, follows, ignored, keeps_apart, overtakes
 
 IGNORED = {
     "use_raw_prompt": True,
@@ -43,6 +44,13 @@ def greed_sampling(api: Api, dialect: Dialect) -> None:
         for _ in range(2)
     }
     assert texts == {dialect.ask(api, dialect.story, **{dialect.limit: 24}).text}
+
+
+def cache_salt(api: Api, dialect: Dialect) -> None:
+    keeps_apart(api, dialect, lambda salt: {"nvext": {"cache_salt": salt}})
+    # The parameter beside it counts more.
+    one = uuid.uuid4().hex
+    keeps_apart(api, dialect, lambda salt: {"cache_salt": salt, "nvext": {"cache_salt": one}})
 
 
 def agent_hints(api: Api, dialect: Dialect) -> None:
@@ -99,6 +107,13 @@ def _ask(api: Api, dialect: Dialect, **nvext: Any) -> dict[str, Any]:
     return dialect.ask(api, dialect.story, nvext=nvext).body
 
 
+def _guided(kind: str) -> SharedCheck:
+    def check(api: Api, dialect: Dialect) -> None:
+        follows(api, dialect, kind, lambda value: {"nvext": {f"guided_{kind}": value}})
+
+    return check
+
+
 def _ignored(name: str, value: Any) -> SharedCheck:
     return ignored("nvext", {name: value})
 
@@ -109,10 +124,12 @@ SHARED: dict[str, SharedCheck] = {
     "dp_rank": dp_rank,
     "token_data": token_data,
     "greed_sampling": greed_sampling,
+    "cache_salt": cache_salt,
     "agent_hints": agent_hints,
     "annotations": annotations,
     "extra_fields": extra_fields,
     "router": router,
     "explain": explain,
+    **{f"guided_{kind}": _guided(kind) for kind in GRAMMARS},
     **{name: _ignored(name, value) for name, value in IGNORED.items()},
 }

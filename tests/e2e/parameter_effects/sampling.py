@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from tests.e2e.parameter_effects.api import MODEL, Api, Dialect, SharedCheck
@@ -11,6 +13,13 @@ from tests.e2e.parameter_effects.api import MODEL, Api, Dialect, SharedCheck
 #: Drawn at this temperature, two answers with different seeds are hardly ever alike.
 HOT: dict[str, Any] = {"temperature": 2, "top_k": -1, "top_p": 1}
 FOX, WHO = " fox", " who"
+#: A grammar of each kind, and what its texts look like.
+GRAMMARS: dict[str, tuple[Any, str]] = {
+    "json": ({"enum": [{"a": 1}]}, r'\{"a": 1\}'),
+    "regex": ("[a-f]{3}-[0-9]{4}", "[a-f]{3}-[0-9]{4}"),
+    "choice": (["positive", "negative"], "positive|negative"),
+    "grammar": ('start: "x" ("y" | "z")+ "."', r"x[yz]+\."),
+}
 
 
 def ignored(name: str, value: Any) -> SharedCheck:
@@ -42,7 +51,8 @@ def temperature(api: Api, dialect: Dialect) -> None:
 
 
 def top_p(api: Api, dialect: Dialect) -> None:
-    _keeps_the_likeliest(api, dialect, top_p=1e-6)
+    for value in (1e-6, 0):
+        _keeps_the_likeliest(api, dialect, top_p=value)
 
 
 def top_k(api: Api, dialect: Dialect) -> None:
@@ -113,11 +123,15 @@ def limit(api: Api, dialect: Dialect) -> None:
 
 
 def cache_salt(api: Api, dialect: Dialect) -> None:
+    keeps_apart(api, dialect, lambda salt: {"cache_salt": salt})
+
+
+def keeps_apart(api: Api, dialect: Dialect, salted: Callable[[str], dict[str, Any]]) -> None:
     """The second prompt with a salt finds the blocks of the first; one with another salt does not."""
     text = f"{uuid.uuid4()}. " * 4 + dialect.story
     one, other = uuid.uuid4().hex, uuid.uuid4().hex
     cached = [
-        dialect.ask(api, text, **{dialect.limit: 2}, cache_salt=salt).cached > 0 for salt in (one, one, other, other)
+        dialect.ask(api, text, **{dialect.limit: 2}, **salted(salt)).cached > 0 for salt in (one, one, other, other)
     ]
     assert cached == [False, True, False, True]
 
@@ -155,6 +169,31 @@ def _in_flight(api: Api) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith("dynamo_frontend_inflight_requests{"))
 
 
+def structured_outputs(api: Api, dialect: Dialect) -> None:
+    for kind in GRAMMARS:
+        follows(api, dialect, kind, lambda value, kind=kind: {"structured_outputs": {kind: value}})
+    begun = dialect.ask(api, structured_outputs={"json_object": True}, **{dialect.limit: 5})
+    assert begun.text.startswith("{")
+
+
+def guided(kind: str) -> SharedCheck:
+    """``guided_KIND``."""
+
+    def check(api: Api, dialect: Dialect) -> None:
+        follows(api, dialect, kind, lambda value: {f"guided_{kind}": value})
+
+    return check
+
+
+def follows(api: Api, dialect: Dialect, kind: str, fields: Callable[[Any], dict[str, Any]]) -> None:
+    """The answer follows a grammar that the model would not follow by itself, and one of the wrong type is refused by name."""
+    value, form = GRAMMARS[kind]
+    answer = dialect.ask(api, **fields(value))
+    assert re.fullmatch(form, answer.text), answer.text
+    assert answer.reason == "stop"
+    assert (api.refusal(dialect.path, **dialect.prompt("x"), **fields([])) or "").endswith(kind)
+
+
 def _keeps_the_likeliest(api: Api, dialect: Dialect, **fields: Any) -> None:
     """Truncation that leaves one candidate is greedy at any temperature."""
     greedy = dialect.ask(api, dialect.story, **{dialect.limit: 24})
@@ -186,4 +225,6 @@ SAMPLING: dict[str, SharedCheck] = {
     "cache_salt": cache_salt,
     "priority": priority,
     "user": ignored("user", "somebody"),
+    "structured_outputs": structured_outputs,
+    **{f"guided_{kind}": guided(kind) for kind in GRAMMARS},
 }

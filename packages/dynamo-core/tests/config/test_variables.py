@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dynamo.config.variables import misspelt_variables
+from dynamo.config.variables import misspelt_variables, warned_of
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,15 @@ def test_a_misspelt_variable_is_named_with_what_was_meant(name, meant):
     ],
 )
 def test_known_variables_and_those_of_other_programs_are_left_alone(name):
-    assert misspelt_variables([name]) == []
+    assert misspelt_variables({name: "x"}) == []
+
+
+def test_what_a_parent_has_said_its_children_do_not_repeat():
+    environment = {"DYN_HTTP_PROT": "1", "DYN_NAMESPACE": "x"}
+    assert warned_of({"DYN_NAMESPACE": "x"}) == {}
+    child = {**environment, **warned_of(environment), "DYN_ROUTER_MOD": "kv"}
+    assert misspelt_variables(child) == ["DYN_ROUTER_MOD is set, but nothing reads it; is DYN_ROUTER_MODE meant?"]
+    assert misspelt_variables({**child, **warned_of(child)}) == []
 
 
 @pytest.mark.parametrize("program", ["dynamo.frontend", "dynamo.echo", "dynamo.router", "dynamo.frontend.select"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -13,9 +14,7 @@ from dynamo.protocols.kv_events import BlockRemoved, BlockStored
 
 
 def _events(cache: BlockCache) -> list:
-    found = []
-    while not cache.events.empty():
-        found.extend(cache.events.get_nowait().events)
+    found, cache.events = cache.events, []
     return found
 
 
@@ -89,10 +88,22 @@ def test_without_a_reader_events_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     cache = BlockCache(total=100, block_size=1)
     for token in range(10):
         cache.release(cache.acquire([token], None))
-    assert cache.events.qsize() == 3
+    assert len(cache.events) == 3
     assert cache.cached == 3
     assert cache.acquire([0], None).cached_tokens == 1
     assert cache.acquire([9], None).cached_tokens == 0
+
+
+async def test_who_waits_for_events_gets_all_of_a_moment() -> None:
+    cache = BlockCache(total=8, block_size=2)
+    waiting = asyncio.ensure_future(cache.take_events())
+    await asyncio.sleep(0)
+    first, second = cache.acquire([1, 2], None), cache.acquire([3, 4], None)
+    events = await asyncio.wait_for(waiting, 10)
+    assert [event.block_hashes for event in events] == [first.chain, second.chain]
+    third = cache.acquire([5, 6], None)
+    assert (await asyncio.wait_for(cache.take_events(), 10))[0].block_hashes == third.chain
+    assert cache.events == []
 
 
 def test_counters_return_to_the_start_over_random_lives() -> None:

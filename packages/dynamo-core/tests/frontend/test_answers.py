@@ -275,8 +275,11 @@ async def test_aliases_name_the_same_model(make_deployment):
 
 async def test_the_request_id_of_the_client_is_kept(echo):
     headers = {"x-request-id": "order-66"}
-    answer = (await echo.client.post(COMPLETIONS, json={"model": "echo", "prompt": "hi"}, headers=headers)).json()
-    assert answer["id"].startswith("cmpl-order-66-")
+    for more in ({}, {"stream": True}, {"max_tokens": -1}):
+        response = await echo.client.post(COMPLETIONS, json={"model": "echo", "prompt": "hi", **more}, headers=headers)
+        told = response.headers["x-request-id"]
+        assert told.startswith("order-66-")
+        assert f'"cmpl-{told}"' in response.text or response.status_code == 400
 
 
 async def test_a_long_prompt_is_tokenized_beside_the_event_loop(make_deployment):

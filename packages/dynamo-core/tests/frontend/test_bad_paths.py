@@ -86,6 +86,7 @@ TABLE = [
     ("GET", "/v1/models/%ff", None, 404, "model_not_found", MODEL),
     ("GET", "/v1/models/echo:adapter", None, 404, "model_not_found", MODEL),
     ("POST", "/v1/models", "{}", 405, "method_not_allowed", None),
+    ("DELETE", "/v1/models/echo", None, 405, "method_not_allowed", None),
     ("GET", "/debug/routing?limit=x", None, 400, "invalid_request", "limit"),
     ("GET", "/debug/routing?limit=-1", None, 400, "invalid_request", "limit"),
     ("GET", "/debug/routing/none", None, 404, "request_not_found", None),

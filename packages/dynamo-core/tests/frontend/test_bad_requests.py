@@ -62,7 +62,7 @@ TABLE = {
     "temperature too high": (chat(temperature=2.1), 400, "invalid_request", "temperature"),
     "temperature negative": (chat(temperature=-0.1), 400, "invalid_request", "temperature"),
     "temperature is a string": (chat(temperature="hot"), 400, "invalid_request", "temperature"),
-    "top_p zero": (chat(top_p=0), 400, "invalid_request", "top_p"),
+    "top_p negative": (chat(top_p=-0.1), 400, "invalid_request", "top_p"),
     "top_p above one": (chat(top_p=1.1), 400, "invalid_request", "top_p"),
     "top_k below minus one": (chat(top_k=-2), 400, "invalid_request", "top_k"),
     "min_p above one": (chat(min_p=1.5), 400, "invalid_request", "min_p"),
@@ -110,6 +110,18 @@ TABLE = {
         "invalid_request",
         "response_format",
     ),
+    "grammar of an engine without it": (
+        chat(guided_regex="a+"),
+        400,
+        "invalid_request",
+        "guided_regex",
+    ),
+    "grammar of an engine without it, in a completion": (
+        completion(structured_outputs={"choice": ["a"]}),
+        400,
+        "invalid_request",
+        "structured_outputs.choice",
+    ),
     "tool name with spaces": (
         chat(tools=[{"type": "function", "function": {"name": "a b c"}}]),
         400,
@@ -128,6 +140,9 @@ TABLE = {
         "invalid_request",
         "tools[0].name",
     ),
+    "functions, which tools were before": (chat(functions=[{"name": "f"}]), 400, "invalid_request", "functions"),
+    "null for what is required": (chat(model=None), 400, "invalid_request", "model"),
+    "null in a list": (chat(stop_token_ids=[None]), 400, "invalid_request", "stop_token_ids[0]"),
     "tools is a string": (chat(tools="hammer"), 400, "invalid_request", "tools"),
     "template variable that is a field": (
         chat(chat_template_kwargs={"messages": []}),
@@ -148,7 +163,8 @@ TABLE = {
     "prompt token out of range": (completion(prompt=[1, 10**6]), 400, "invalid_request", "prompt"),
     "negative prompt token": (completion(prompt=[-1]), 400, "invalid_request", "prompt"),
     "empty token list": (completion(prompt=[[1], []]), 400, "invalid_request", "prompt"),
-    "too many prompts": (completion(prompt=["a"] * 100), 400, "invalid_request", "n"),
+    "too many prompts": (completion(prompt=["a"] * 129), 400, "invalid_request", "prompt"),
+    "too many choices of prompts": (completion(prompt=["a"] * 43, n=3), 400, "invalid_request", "n"),
     "suffix": (completion(suffix="end"), 400, "invalid_request", "suffix"),
     "best_of": (completion(best_of=4), 400, "invalid_request", "best_of"),
     "logprobs too large": (completion(logprobs=50), 400, "invalid_request", "logprobs"),
@@ -210,7 +226,10 @@ async def test_bodies_that_are_not_requests(echo, name):
             "9223372036854775807",
         ),
         (b'{"model":"echo","messages":[{"role":"user","content":"x"}],"top_k":2147483648}', "at most 2147483647"),
-        (b'{"model":"echo","messages":[{"role":"user","content":"x"}],"top_p":0}', "above 0 and at most 1"),
+        (
+            b'{"model":"echo","messages":[{"role":"user","content":"x"}],"repetition_penalty":0}',
+            "above 0 and at most 10",
+        ),
     ],
 )
 async def test_messages_say_what_is_wrong(echo, body, message):

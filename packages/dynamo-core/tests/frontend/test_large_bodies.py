@@ -46,7 +46,7 @@ TABLE = {
         "prompt",
         "context_length_exceeded",
     ),
-    "prompt lists": (("/v1/completions", {"model": "echo", "prompt": [[1]] * 200_000}), "n", "invalid_request"),
+    "prompt lists": (("/v1/completions", {"model": "echo", "prompt": [[1]] * 200_000}), "prompt", "invalid_request"),
     "embedding ids": (("/v1/embeddings", {"model": "echo", "input": IDS}), "input", "context_length_exceeded"),
     "embedding lists": (("/v1/embeddings", {"model": "echo", "input": [[1]] * 200_000}), "input", "invalid_request"),
     "long embedding list": (

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
+import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 from dynamo.errors import Overloaded
 from dynamo.frontend.metrics import FrontendMetrics
 from dynamo.frontend.preparation import Preparations
+from dynamo.frontend.token_inputs import encode_texts
+from dynamo.preprocessor.tokenizer import in_encode_thread
 from dynamo.runtime.http import LocalExchange
 
 CHAT = "/v1/chat/completions"
@@ -123,3 +127,31 @@ async def test_prompts_that_are_still_tokenized_count_against_the_limit(make_dep
     assert (second.status_code, second.headers["retry-after"]) == (503, "1")
     assert (await first).status_code == 200
     await deployment.until(lambda: not metrics.open_requests)
+
+
+class SlowTokenizer:
+    """Encodes a text when the test lets it, and counts."""
+
+    inline_characters = 0
+
+    def __init__(self) -> None:
+        self.goes_on = threading.Semaphore(0)
+        self.begun = 0
+
+    def encode(self, text, *, add_special_tokens=False):
+        self.begun += 1
+        assert self.goes_on.acquire(timeout=20)
+        return np.zeros(len(text), np.uint32)
+
+
+async def test_texts_that_nobody_waits_for_are_not_encoded():
+    tokenizer = SlowTokenizer()
+    task = asyncio.create_task(encode_texts(tokenizer, ["text"] * 5, add_special_tokens=True))
+    while not tokenizer.begun:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    tokenizer.goes_on.release(5)
+    both_free = threading.Barrier(2, timeout=20)  # the pool has two threads
+    await asyncio.gather(in_encode_thread(both_free.wait), in_encode_thread(both_free.wait))
+    assert tokenizer.begun == 1

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from dynamo.errors import EngineError
 from dynamo.frontend.deltas import Delta
 from dynamo.frontend.metrics import FrontendMetrics
-from dynamo.frontend.parts import PartAnswer, argument_object
+from dynamo.frontend.parts import PartAnswer
 from dynamo.protocols.llm import Usage
 from dynamo.protocols.parsing import ToolCallDelta
 from dynamo.runtime.http.exchange import Exchange
@@ -149,20 +149,3 @@ def test_failures_before_and_in_the_stream(make_answer):
     answer.on_finish(0, "stop", Usage(1, 1))
     assert body(connection) == "<[0:text:(a)failed>"
     assert connection.finished == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "value"),
-    [
-        ('{"a": [1]}', {"a": [1]}),
-        ("", {}),
-        (" \n", {}),
-        ('{"a": ', {"INVALID_JSON": '{"a": '}),
-        ("[1]", {"INVALID_JSON": "[1]"}),
-        ("null", {"INVALID_JSON": "null"}),
-        ("[" * 100_000, {"INVALID_JSON": "[" * 100_000}),
-        ('"\ud800', {"INVALID_JSON": '"\ud800'}),
-    ],
-)
-def test_arguments_are_always_an_object(arguments, value):
-    assert argument_object(arguments) == value

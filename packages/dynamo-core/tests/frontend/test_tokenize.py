@@ -66,6 +66,14 @@ async def test_long_texts_and_nothing_at_all(echo):
     assert (await detokenize(echo, tokens=ids))["prompt"] == text
 
 
+@pytest.mark.parametrize("times", [300_000, 1_100_000], ids=["found out by counting", "found out at once"])
+async def test_a_text_of_more_tokens_than_are_given_is_refused(echo, times):
+    response = await echo.client.post(TOKENIZE, json={"prompt": "a b " * times})
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (400, "prompt")
+    assert "more than 500000 tokens" in error["message"]
+
+
 async def test_without_a_name_there_must_be_one_model(make_deployment):
     deployment = await make_deployment({"backend": "echo"}, {"backend": "echo", "name": "other"})
     await deployment.serves("echo")

@@ -103,6 +103,76 @@ async def test_a_client_may_insist_on_a_call(demo):
         assert choice["finish_reason"] == "tool_calls"
         message, _ = await streamed(demo.client, body)
         assert [c["name"] for c in message["tool_calls"]] == ["get_weather"]
+        # Text is what an answer is anyway: to ask for it changes nothing.
+        _, choice = await ask(demo, "What is the capital of Norway?", **fields, response_format={"type": "text"})
+        assert choice["finish_reason"] == "tool_calls"
+
+
+def at(place, **more):
+    """A schema of an object with nothing but a place."""
+    return {"type": "object", "properties": {"at": place}, "required": ["at"], "additionalProperties": False, **more}
+
+
+async def test_a_function_without_parameters_is_called_without_arguments(demo):
+    pytest.importorskip("llguidance")
+    tools = [{"type": "function", "function": {"name": "now"}}]
+    for choice_of_tool in ("required", {"type": "function", "function": {"name": "now"}}):
+        fields = {"tools": tools, "tool_choice": choice_of_tool, "parallel_tool_calls": False, "max_tokens": 40}
+        _, choice = await ask(demo, "What is the weather in Oslo?", **fields)
+        (call,) = choice["message"]["tool_calls"]
+        assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("now", {})
+
+
+@pytest.mark.parametrize("parser", ["deepseek_r1", "qwen3", "gpt_oss", "kimi_k2", "granite"])
+async def test_a_forced_answer_is_no_reasoning(make_deployment, parser):
+    """Where the engine forces the answer from its first token on, a parser that expects reasoning there finds none."""
+    pytest.importorskip("llguidance")
+    deployment = await make_deployment({"backend": "reference", "name": "demo", "reasoning_parser": parser})
+    await deployment.serves("demo")
+    schema = {"type": "object", "properties": {"city": CITY}, "required": ["city"], "additionalProperties": False}
+    wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema}}
+    body, choice = await ask(deployment, "Which city?", response_format=wanted, max_tokens=60)
+    message, _ = await streamed(deployment.client, body)
+    for content in (choice["message"]["content"], message["content"]):
+        assert json.loads(content)["city"] in ("Oslo", "Rome")
+    assert message["reasoning_content"] == choice["message"].get("reasoning_content", "") == ""
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": schema}}]
+    fields = {"tools": tools, "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 60}
+    _, choice = await ask(deployment, "Which city?", **fields)
+    assert json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"])["city"] in ("Oslo", "Rome")
+
+
+CITY = {"enum": ["Oslo", "Rome"]}
+PLACE = {"type": "object", "properties": {"city": {"$ref": "#/$defs/City"}}, "required": ["city"]}
+PLACE["additionalProperties"] = False
+OSLO = {"const": {"city": "Oslo"}}
+#: Schemas that refer to parts of themselves, as those that pydantic makes of nested models do.
+NESTED = {
+    "definitions": at({"$ref": "#/$defs/Place"}, **{"$defs": {"Place": PLACE, "City": CITY}}),
+    "its own root": at({"anyOf": [PLACE, {"$ref": "#"}]}, **{"$defs": {"City": CITY}}),
+    "a root of its own name": at(
+        {"$ref": "#/$defs/Oslo"}, **{"$id": "https://example.com/at", "$defs": {"Oslo": OSLO}}
+    ),
+}
+
+
+@pytest.mark.parametrize("schema", NESTED.values(), ids=NESTED)
+async def test_schemas_of_forced_calls_may_refer_to_their_parts(demo, schema):
+    pytest.importorskip("llguidance")
+    other = {"type": "object", "properties": {"n": {"$ref": "#/$defs/City"}}, "$defs": {"City": {"type": "integer"}}}
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": parameters}}
+        for name, parameters in (("count", other), ("get_weather", schema))
+    ]
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    for offered, choice_of_tool in ((tools[1:], "required"), (tools, named)):
+        fields = {"tools": offered, "tool_choice": choice_of_tool, "parallel_tool_calls": False, "max_tokens": 90}
+        _, choice = await ask(demo, "What is the weather in Oslo?", **fields)
+        (call,) = choice["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"])["at"]["city"] in ("Oslo", "Rome")
+    # Names of parts are each tool's own.
+    _, choice = await ask(demo, "What is the weather in Oslo?", tools=tools, tool_choice="required", max_tokens=1)
+    assert choice["finish_reason"] == "length"
 
 
 async def test_without_tools_or_with_none_the_text_is_left_alone(demo):

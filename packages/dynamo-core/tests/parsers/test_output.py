@@ -146,3 +146,40 @@ def test_forced_calls(choice, text, content, calls):
         arguments = ["".join(c.arguments for c in made if c.index == index) for index in range(len(names))]
         assert list(zip(names, arguments, strict=True)) == calls
         assert "".join(delta.content for delta in deltas) == content
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "content"),
+    [
+        ('{"a": "</think>"}', "", '{"a": "</think>"}'),
+        (" \n[1]", "", " \n[1]"),
+        ("I think: {}.</think>{}", "I think: {}.", "{}"),
+        ("\nHm", "\nHm", ""),
+        (" \n", " \n", ""),
+        ("", "", ""),
+        (" " * 5000 + "{}", " " * 5000 + "{}", ""),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, 10_000])
+def test_reasoning_before_a_forced_answer_is_there_or_not(text, reasoning, content, size):
+    parser = make_output_parser(plugins(), reasoning="deepseek_r1", guided=True)
+    deltas = [parser.feed(text[start : start + size]) for start in range(0, len(text), size)] + [parser.finish()]
+    assert "".join(delta.reasoning for delta in deltas) == reasoning
+    assert "".join(delta.content for delta in deltas) == content
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("text", "reasoning", "content"),
+    [
+        ("Oslo", "", "Oslo"),
+        ("Which one? The first.</think>Oslo", "Which one? The first.", "Oslo"),
+        ("<think>\nWhich?</think>Oslo", "Which?", "Oslo"),
+        ("", "", ""),
+    ],
+)
+def test_a_forced_answer_in_any_text_is_no_reasoning(text, reasoning, content, size):
+    parser = make_output_parser(plugins(), reasoning="deepseek_r1", guided=True, guided_text=True)
+    deltas = [parser.feed(text[start : start + size]) for start in range(0, len(text), size)] + [parser.finish()]
+    assert "".join(delta.reasoning for delta in deltas).strip() == reasoning
+    assert "".join(delta.content for delta in deltas) == content

@@ -57,6 +57,14 @@ def test_a_text_far_too_long_is_found_out_by_its_beginning(tokenizer):
     assert counting.characters < 100_000
 
 
+def test_nothing_more_is_encoded_once_nobody_waits(tokenizer):
+    counting = tokenizer._encoder = Counting(tokenizer._encoder)
+    answers = iter([True, False])
+    assert not has_more_tokens(tokenizer, TEXTS["words"], 100_000, lambda: next(answers))
+    assert 0 < counting.characters < len(TEXTS["words"]) / 2
+    assert next(answers, None) is None
+
+
 def test_broken_unicode_is_refused(tokenizer: Tokenizer):
     with pytest.raises(InvalidRequest, match="lone surrogate"):
         has_more_tokens(tokenizer, "x" * 10 + "\ud800", 4)

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynamo.protocols.hashing import HashState, block_hashes, extend, seed_of, sequence_hashes
+from dynamo.protocols.hashing import (
+    HashState,
+    block_hashes,
+    extend,
+    following_hashes,
+    seed_of,
+    sequence_hashes,
+    state_at,
+)
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "hashing.json"
 MASK = (1 << 64) - 1
@@ -63,6 +71,16 @@ def test_extending_agrees_with_hashing_at_once(token_ids, block_size, data):
     first, values = extend(HashState(5, 0), blocks[:cut])
     rest, _ = extend(HashState(int(values[-1]) if cut else 5, cut), blocks[cut:])
     assert [*first.tolist(), *rest.tolist()] == sequence_hashes(array(token_ids), block_size, 5).tolist()
+
+
+@given(st.lists(st.integers(0, MASK), max_size=30), st.integers(0, MASK), st.integers(0, 5000))
+def test_few_blocks_and_many_get_the_same_hashes(blocks, value, before):
+    state = HashState(value, before)
+    hashes, values = extend(state, np.asarray(blocks, dtype=np.uint64))
+    for count in range(len(blocks) + 1):
+        assert following_hashes(state, np.asarray(blocks[:count], dtype=np.uint64)) == hashes.tolist()[:count]
+    found = [state_at(each, before + number) for number, each in enumerate(hashes.tolist(), 1)]
+    assert found == [HashState(each, before + number) for number, each in enumerate(values.tolist(), 1)]
 
 
 def test_a_sequence_hash_names_all_that_came_before():

@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 import re
 
+import msgspec
 import pytest
 from tokenizers import Tokenizer
 
-from dynamo.errors import InvalidRequest
+from dynamo.errors import EngineError, InvalidRequest
 from dynamo.protocols.engine import EngineOptions
 from dynamo.protocols.llm import GuidedDecoding
 from dynamo.reference import demo_model_directory
@@ -22,6 +23,45 @@ SCHEMA = {
     "required": ["city", "hot"],
     "additionalProperties": False,
 }
+
+
+class Cat(msgspec.Struct, tag="cat", tag_field="kind", forbid_unknown_fields=True):
+    lives: int
+
+
+class Dog(msgspec.Struct, tag="dog", tag_field="kind", forbid_unknown_fields=True):
+    barks: bool
+
+
+class Owner(msgspec.Struct, forbid_unknown_fields=True):
+    """What a discriminated union looks like in the JSON schemas of typed clients."""
+
+    pet: Cat | Dog
+    others: list[Cat | Dog]
+
+
+def owner_schema():
+    """As pydantic writes it: ``oneOf`` with a ``discriminator``, and references."""
+
+    def animal(name, **field):
+        properties = {"kind": {"const": name, "type": "string"}, **field}
+        return {"properties": properties, "required": list(properties), "type": "object", "additionalProperties": False}
+
+    mapping = {"cat": "#/$defs/Cat", "dog": "#/$defs/Dog"}
+    pet = {
+        "discriminator": {"mapping": mapping, "propertyName": "kind"},
+        "oneOf": [{"$ref": place} for place in mapping.values()],
+    }
+    return {
+        "$defs": {
+            "Cat": animal("cat", lives={"type": "integer", "minimum": 0, "maximum": 9}),
+            "Dog": animal("dog", barks={"type": "boolean"}),
+        },
+        "properties": {"pet": pet, "others": {"items": pet, "maxItems": 2, "type": "array"}},
+        "required": ["pet", "others"],
+        "type": "object",
+        "additionalProperties": False,
+    }
 
 
 @pytest.fixture
@@ -59,6 +99,28 @@ async def test_json_follows_its_schema(ask, seed):
     assert answer.keys() == {"city", "hot"}
     assert answer["city"] in ("Oslo", "Rome")
     assert last.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_discriminated_unions_are_followed(ask, seed):
+    text, last, _ = await ask("json", json.dumps(owner_schema()), temperature=1.0, seed=seed, max_tokens=100)
+    assert last.finish_reason == "stop"
+    owner = msgspec.json.decode(text, type=Owner)
+    assert all(0 <= animal.lives <= 9 for animal in (owner.pet, *owner.others) if isinstance(animal, Cat))
+
+
+async def test_thousands_of_choices(ask):
+    choices = [f"c{number}" for number in range(10_000)]
+    text, last, _ = await ask("choice", json.dumps(choices))
+    assert text in choices
+    assert last.finish_reason == "stop"
+
+
+async def test_a_grammar_that_turns_out_too_large_fails_the_request(ask):
+    """What it made so far is no answer, though nothing can follow it."""
+    alternatives = " | ".join(f'"c{number}"' for number in range(5000))
+    with pytest.raises(EngineError, match="no token can follow"):
+        await ask("grammar", f"start: {alternatives}")
 
 
 async def test_regex(ask):
@@ -109,6 +171,21 @@ async def test_wrong_grammars_are_refused(ask, kind, value):
     with pytest.raises(InvalidRequest) as caught:
         await ask(kind, value)
     assert caught.value.param == "guided"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("json", '{"type": "nonsense"}', "the JSON schema is not valid: .*nonsense"),
+        ("regex", "(unclosed", "the regular expression is not valid"),
+        ("choice", "[]", "the list of choices is not valid"),
+    ],
+)
+async def test_refusals_say_what_is_wrong_in_words_that_clients_know(engine, make_request, kind, value, message):
+    request = make_request([1, 2], guided=GuidedDecoding(kind, value, "response_format"))
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        await anext(engine.generate(request, Context("c")))
+    assert caught.value.param == "response_format"
 
 
 async def test_prior_output_that_breaks_the_grammar_is_refused(ask, tokenizer):

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
-from dynamo.errors import ConfigError, NoInstances
+from dynamo.errors import ConfigError, NoInstances, PluginError
 from dynamo.hookspecs import hookimpl
 from dynamo.plugins import load_plugins, plugins
 from dynamo.plugins.loading import PluginSource
@@ -177,6 +177,26 @@ def test_scores_are_weighted_and_summed(record):
         table.put(record(number))
     assert table.select(REQUEST, NOW).key == WorkerKey(3)
     assert best.scores == [2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "given"),
+    [
+        ((0.5, float("nan")), "a score of nan"),
+        ((float("inf"), 0.0), "a score of inf"),
+        ((1.0,), "1 scores for 2 workers"),
+        ((1.0, 1.0, 1.0), "3 scores for 2 workers"),
+    ],
+)
+def test_a_scorer_that_gives_no_scores_is_named(record, scores, given):
+    best = Best()
+    table = CandidateTable(RouterPolicy([], [(Fixed(1.0, 0.0), 1.0), (Fixed(*scores), 1.0)], best))
+    for number in (1, 2):
+        table.put(record(number))
+    with pytest.raises(PluginError, match=rf"test_policy\.Fixed gave {given}\n") as caught:
+        table.route(REQUEST, NOW)
+    assert "--router-scorers" in caught.value.hint
+    assert all(candidate.active_requests == 0 for candidate in table.candidates())
 
 
 @pytest.mark.parametrize("weight", ["", "=", "=x", "=nan", "=inf", "=-inf"])

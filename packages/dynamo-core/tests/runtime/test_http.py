@@ -175,6 +175,8 @@ async def test_a_slow_reader_is_told_to_the_handler(server):
     [
         (get("/nowhere").encode(), 404, "not_found"),
         (b"DELETE /x HTTP/1.1\r\nhost: t\r\n\r\n", 405, "method_not_allowed"),
+        (b"DELETE /x/y HTTP/1.1\r\nhost: t\r\n\r\n", 405, "method_not_allowed"),
+        (b"POST /x HTTP/1.1\r\nhost: t\r\ncontent-encoding: gzip\r\n\r\n", 415, "unsupported_content_encoding"),
         (post("/x", b"y" * 1001), 413, "request_too_large"),
         (b"POST /x HTTP/1.1\r\nhost: t\r\ncontent-length: 99999999\r\n\r\n", 413, "request_too_large"),
         (
@@ -194,7 +196,8 @@ async def test_a_slow_reader_is_told_to_the_handler(server):
     ],
 )
 async def test_bad_requests_get_openai_errors(server, request_bytes, status, code):
-    server.route("POST", "/x", lambda exchange: exchange.respond(200, b""))
+    for path in ("/x", "/x/*"):
+        server.route("POST", path, lambda exchange: exchange.respond(200, b""))
     async with Client(server) as client:
         client.send(request_bytes)
         got, headers, body = await client.response()

@@ -65,11 +65,14 @@ async def test_the_longest_pattern_wins(client, method, path, expected):
     assert (await client.request(method, path)).json() == expected
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/files/cancel"), ("POST", "/files/f1"), ("PUT", "/models/a"), ("GET", "/model")]
-)
+@pytest.mark.parametrize(("method", "path"), [("POST", "/files/cancel"), ("POST", "/files/f1"), ("GET", "/model")])
 async def test_what_no_pattern_fits_does_not_exist(client, method, path):
     assert (await client.request(method, path)).status_code == 404
+
+
+async def test_what_a_pattern_fits_by_another_method_names_the_methods(client):
+    answer = await client.put("/models/a")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET")
 
 
 @pytest.mark.parametrize(("path", "status"), [("/whole", 200), ("/error", 400), ("/chunks", 200)])

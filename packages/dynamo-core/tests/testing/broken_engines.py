@@ -321,7 +321,7 @@ class FreesOnlyWhenRead(EchoEngine):
 
     async def abort(self, request_id):
         if run := self._runs.get(request_id):
-            run.stopped.set()
+            run.stop()
 
 
 class AbortOfUnknownIdsFails(EchoEngine):

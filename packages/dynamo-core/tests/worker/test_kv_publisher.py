@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import msgspec
@@ -118,6 +119,43 @@ def test_ranks_have_numbers_of_their_own(publisher, published):
     for rank in (0, 1, 0):
         publisher.take(EngineKvEvents([BlockStored([rank], [1, 2, 3, rank], BLOCK)], dp_rank=rank))
     assert [(batch.dp_rank, batch.sequence) for batch in published] == [(0, 0), (1, 0), (0, 1)]
+
+
+def first_blocks(*numbers, rank=0):
+    return EngineKvEvents([BlockStored([number], [number] * BLOCK, BLOCK) for number in numbers], dp_rank=rank)
+
+
+async def test_events_that_come_together_are_one_message_per_rank_and_leave_after_the_outputs(publisher, published):
+    engine, sent = asyncio.Queue(), []
+
+    async def events():
+        while (batch := await engine.get()) is not None:
+            yield batch
+
+    following = asyncio.ensure_future(publisher.follow(events()))
+    await asyncio.sleep(0)
+    for batch in (first_blocks(1), first_blocks(2, rank=1), first_blocks(3, 4)):
+        engine.put_nowait(batch)
+    # What an engine hands out after its events is on the way before them.
+    asyncio.get_running_loop().call_soon(lambda: sent.append(list(published)))
+    while not published:
+        await asyncio.sleep(0)
+    assert sent == [[]]
+    assert [(batch.dp_rank, batch.sequence) for batch in published] == [(0, 0), (1, 0)]
+    assert [hashes_of(event) for event in published[0].events] == [ours([number] * BLOCK) for number in (1, 3, 4)]
+    engine.put_nowait(first_blocks(5))
+    engine.put_nowait(None)
+    await asyncio.wait_for(following, 10)
+    assert [hashes_of(event) for event in published[2].events] == [ours([5] * BLOCK)]
+    assert len(published) == 3
+
+
+def test_a_message_has_a_bound_and_the_next_goes_on_with_the_numbers(publisher, published):
+    publisher.take(first_blocks(*range(5000)))
+    assert [batch.sequence for batch in published] == [0, 1, 2]
+    assert max(sum(len(event.hashes) for event in batch.events) for batch in published) <= 16 << 10
+    stored = [each for batch in published for event in batch.events for each in hashes_of(event)]
+    assert stored == [ours([number] * BLOCK)[0] for number in range(5000)]
 
 
 async def test_a_small_gap_is_replayed(publisher, published):

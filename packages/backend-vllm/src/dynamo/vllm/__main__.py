@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from dynamo.vllm.settings import VllmSettings
 from dynamo.worker import main
 
 if __name__ == "__main__":
-    main("vllm")
+    main("vllm", engine_settings=VllmSettings)

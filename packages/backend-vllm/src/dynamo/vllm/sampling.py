@@ -89,7 +89,7 @@ def _logit_bias(request: PreprocessedRequest) -> dict[int, float] | None:
 
 def _guided(guided: GuidedDecoding) -> dict[str, Any]:
     if guided.kind not in GUIDED_KINDS:
-        raise InvalidRequest(f"vLLM does not know grammars of kind {guided.kind!r}", param="guided")
+        raise InvalidRequest(f"vLLM does not know grammars of kind {guided.kind!r}", param=guided.param or "guided")
     if guided.kind == "json_object":
         return {"json_object": True}
     if guided.kind != "choice":
@@ -97,9 +97,9 @@ def _guided(guided: GuidedDecoding) -> dict[str, Any]:
     try:
         choices = json.loads(guided.value)
     except ValueError as error:
-        raise InvalidRequest(f"the choices are not JSON: {error}", param="guided") from error
+        raise InvalidRequest(f"the choices are not JSON: {error}", param=guided.param or "guided") from error
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
-        raise InvalidRequest("the choices are not a list of strings", param="guided")
+        raise InvalidRequest("the choices are not a list of strings", param=guided.param or "guided")
     return {"choice": choices}
 
 

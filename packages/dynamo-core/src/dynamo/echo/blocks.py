@@ -7,18 +7,17 @@ and tests see reuse, eviction and KV events as they do with an engine that has a
 from __future__ import annotations
 
 import asyncio
-import hashlib
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dynamo.errors import Overloaded
-from dynamo.protocols.kv_events import BlockRemoved, BlockStored, EngineKvEvents
-from dynamo.protocols.llm import pack_token_ids
+from dynamo.protocols.kv_events import BlockRemoved, BlockStored, EngineKvEvent
 
 __all__ = ["EVENT_BACKLOG_LIMIT", "BlockCache", "HeldBlocks"]
 
-#: Batches of events that may wait for the consumer. Beyond it nothing new is cached, which makes no events either.
+#: Events that may wait for the consumer. Beyond it nothing new is cached, which makes no events either.
 EVENT_BACKLOG_LIMIT = 10_000
 
 
@@ -40,7 +39,10 @@ class BlockCache:
 
     total: int
     block_size: int
-    events: asyncio.Queue[EngineKvEvents] = field(default_factory=asyncio.Queue)
+    events: list[EngineKvEvent] = field(default_factory=list)
+    """What nobody has taken yet."""
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Whether there is any of it."""
     _holders: dict[int, int] = field(default_factory=dict)
     """Cached blocks in use, by hash, with the number of requests that hold them."""
     _idle: OrderedDict[int, None] = field(default_factory=OrderedDict)
@@ -64,9 +66,14 @@ class BlockCache:
             Overloaded: running requests hold too many blocks.
         """
         hashes = self._hashes(prompt, salt)
-        hits = next((n for n, block in enumerate(hashes) if not self._has(block)), len(hashes))
+        hits = idle_hits = 0
+        for block in hashes:
+            if block in self._idle:
+                idle_hits += 1
+            elif block not in self._holders:
+                break
+            hits += 1
         needed = -(-len(prompt) // self.block_size) - hits
-        idle_hits = sum(block in self._idle for block in hashes[:hits])
         if self.used + idle_hits + needed > self.total:
             raise Overloaded(
                 f"the prompt needs {needed} KV blocks; {self.used} of {self.total} are in use",
@@ -76,9 +83,9 @@ class BlockCache:
         for block in hashes[:hits]:
             self._hold(block)
         removed = self._evict(self.used + self.cached + needed - self.total)
-        stored = hashes[hits:] if self.events.qsize() < EVENT_BACKLOG_LIMIT else []
-        for block in stored:
-            self._hold(block)
+        stored = hashes[hits:] if len(self.events) < EVENT_BACKLOG_LIMIT else []
+        # Nobody has these: what follows a block that is not cached is not cached either.
+        self._holders.update(dict.fromkeys(stored, 1))
         held = HeldBlocks(hashes[:hits] + stored, needed - len(stored), hits * self.block_size)
         self._private += held.private
         self._publish(removed, stored, hashes[hits - 1] if hits else None, prompt[held.cached_tokens :], salt)
@@ -94,17 +101,22 @@ class BlockCache:
         self._private -= held.private
         held.chain, held.private = [], 0
 
-    def _hashes(self, prompt: Sequence[int], salt: str | None) -> list[int]:
-        digest = (salt or "").encode()
-        hashes = []
-        for start in range(0, len(prompt) - self.block_size + 1, self.block_size):
-            tokens = pack_token_ids(prompt[start : start + self.block_size])
-            digest = hashlib.blake2b(digest + tokens, digest_size=8).digest()
-            hashes.append(int.from_bytes(digest, "little"))
-        return hashes
+    async def take_events(self) -> list[EngineKvEvent]:
+        """Wait for changes; all that there are, in order."""
+        await self._changed.wait()
+        self._changed.clear()
+        taken, self.events = self.events, []
+        return taken
 
-    def _has(self, block: int) -> bool:
-        return block in self._holders or block in self._idle
+    def _hashes(self, prompt: Sequence[int], salt: str | None) -> list[int]:
+        """A name for each prefix that ends with a full block. Only this process knows the key of Python's hash."""
+        packed = array("I", prompt).tobytes()
+        size = self.block_size * 4
+        name, names = hash(salt or ""), []
+        for start in range(0, len(packed) - size + 1, size):
+            name = hash((name, packed[start : start + size]))
+            names.append(name)
+        return names
 
     def _hold(self, block: int) -> None:
         self._idle.pop(block, None)
@@ -121,11 +133,10 @@ class BlockCache:
         tokens: Sequence[int],
         salt: str | None,
     ) -> None:
-        events: list[BlockRemoved | BlockStored] = []
         if removed:
-            events.append(BlockRemoved(removed))
+            self.events.append(BlockRemoved(removed))
         if stored:
             ids = list(tokens[: len(stored) * self.block_size])
-            events.append(BlockStored(list(stored), ids, self.block_size, parent_hash=parent, cache_salt=salt))
-        if events:
-            self.events.put_nowait(EngineKvEvents([*events]))
+            self.events.append(BlockStored(list(stored), ids, self.block_size, parent_hash=parent, cache_salt=salt))
+        if self.events:
+            self._changed.set()

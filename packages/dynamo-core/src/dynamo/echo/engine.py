@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -49,34 +49,36 @@ class _Run:
     prompt: list[int]
     """The client's prompt: without the output of an earlier worker."""
     held: HeldBlocks
-    stopped: asyncio.Event = field(default_factory=asyncio.Event)
-    next_step: asyncio.Future[None] | None = None
+    stopped: bool = False
+    waiting: asyncio.Future[None] | None = None
+    """What the stream waits for, if it does."""
 
     @property
     def cancelled(self) -> bool:
         """Whether the request was aborted, or its deadline has passed."""
         deadline = self.request.deadline_unix_seconds
-        return self.stopped.is_set() or (deadline is not None and time.time() >= deadline)
+        return self.stopped or (deadline is not None and time.time() >= deadline)
 
     async def pause(self, seconds: float) -> None:
         """Sleep, but not beyond an abort."""
-        if seconds > 0:
+        if seconds > 0 and not self.stopped:
+            self.waiting = asyncio.get_running_loop().create_future()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self.stopped.wait(), seconds)
+                await asyncio.wait_for(self.waiting, seconds)
 
     async def step(self, clock: StepClock | None) -> None:
         """Wait for the next step, but not beyond an abort; without a clock let others have their turn."""
-        if clock is None or self.stopped.is_set():
+        if clock is None or self.stopped:
             await asyncio.sleep(0)
         else:
-            self.next_step = clock.next_step()
-            await self.next_step
+            self.waiting = clock.next_step()
+            await self.waiting
 
     def stop(self) -> None:
         """End the waiting."""
-        self.stopped.set()
-        if self.next_step is not None and not self.next_step.done():
-            self.next_step.set_result(None)
+        self.stopped = True
+        if self.waiting is not None and not self.waiting.done():
+            self.waiting.set_result(None)
 
 
 class EchoEngine:
@@ -175,7 +177,7 @@ class EchoEngine:
     async def kv_events(self) -> AsyncIterator[EngineKvEvents]:
         """See `KvEventSource.kv_events`."""
         while True:
-            yield await self._cache.events.get()
+            yield EngineKvEvents(await self._cache.take_events())
 
     def load(self) -> Sequence[EngineLoad]:
         """See `LoadSource.load`."""

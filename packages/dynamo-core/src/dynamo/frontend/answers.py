@@ -218,38 +218,48 @@ class StreamedAnswer(Answer):
         super().__init__(exchange, metrics)
         self.format = answer_format
         self._opened: set[int] = set()
+        self._held = b""
+        """Events that wait for those which follow at once: each write is a system call, and wakes the client."""
 
     def on_delta(self, choice: int, delta: Delta) -> None:
-        """Send one event."""
+        """Send one event; the last one goes with the finish reason."""
         event = self.format.delta(choice, delta)
-        if choice not in self._opened:
-            self._write(self._open(choice) + event)
+        if delta.last or choice not in self._opened:
+            self._held += self._opening(choice) + event
+            if not delta.last:
+                self._send_held()
         elif event:
             self.exchange.write(event)
 
     def finish_choice(self, choice: int, reason: str) -> None:
-        """Send the finish reason."""
-        opening = b"" if choice in self._opened else self._open(choice)
-        self._write(opening + self.format.closing(choice, reason))
+        """Send the finish reason; that of the last choice goes with the end mark."""
+        self._held += self._opening(choice) + self.format.closing(choice, reason)
+        if self._open_choices > 1:
+            self._send_held()
 
     def complete(self, usage: Usage) -> None:
         """Send usage, if asked for, and the end mark."""
-        self.exchange.end(self.format.usage(usage) + b"data: [DONE]\n\n")
+        start_events(self.exchange)
+        self.exchange.end(self._held + self.format.usage(usage) + b"data: [DONE]\n\n")
 
     def fail(self, error: DynamoError) -> None:
         """Send the error: as a response of its own if nothing was sent yet, else as the last event, without [DONE]."""
         if not self.exchange.responded:
             self.exchange.respond_error(error)
         else:
-            self.exchange.end(b"data: " + _json(error.to_openai()) + b"\n\n")
+            self.exchange.end(self._held + b"data: " + _json(error.to_openai()) + b"\n\n")
 
-    def _open(self, choice: int) -> bytes:
+    def _opening(self, choice: int) -> bytes:
+        """What comes before the first event of `choice`."""
+        if choice in self._opened:
+            return b""
         self._opened.add(choice)
         return self.format.opening(choice)
 
-    def _write(self, events: bytes) -> None:
+    def _send_held(self) -> None:
         start_events(self.exchange)
-        if events:
+        if self._held:
+            events, self._held = self._held, b""
             self.exchange.write(events)
 
 

@@ -114,7 +114,7 @@ class Frontend:
         self._messages = Messages(self._pipeline, self.models, metrics, settings)
         calls = EmbeddingCalls(runtime.request_plane, settings.migration_limit)
         self._embeddings = Embeddings(self.models, calls, metrics, runtime.tracing, settings)
-        self._tokenization = Tokenization(self.models, metrics)
+        self._tokenization = Tokenization(self.models, metrics, strict=settings.strict)
         self._batches: BatchService | None = None
         if settings.file_store_mib:
             self._batches = BatchService(settings, store_directory, self.models, metrics, self._security)

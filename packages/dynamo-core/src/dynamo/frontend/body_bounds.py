@@ -18,6 +18,7 @@ from dynamo.errors import InvalidRequest
 __all__ = [
     "LIST_LIMIT",
     "check_count",
+    "check_grammar_bytes",
     "check_ids_length",
     "check_messages",
     "decode_json",
@@ -29,8 +30,8 @@ T = TypeVar("T")
 
 #: Most messages of a request, their parts and calls included; also most tools.
 LIST_LIMIT = 10_000
-#: Of a JSON schema that an engine compiles; large ones take up to a second.
-_SCHEMA_BYTES = 256 << 10
+#: Of a JSON schema or another grammar that an engine compiles; large ones take up to a second.
+_GRAMMAR_BYTES = 256 << 10
 #: What is smaller cannot hold enough to matter.
 _LARGE_BYTES = 256 << 10
 #: Lists, objects and their fields; takes about 0.1 s. Texts with so many brackets have more tokens than models take.
@@ -119,10 +120,20 @@ def schema_text(schema: Any, param: str) -> str:
     Raises:
         InvalidRequest: it is larger than 256 KiB.
     """
-    text = msgspec.json.encode(schema)
-    if len(text) > _SCHEMA_BYTES:
-        raise InvalidRequest(f"'{param}' has {len(text)} bytes; at most {_SCHEMA_BYTES} are allowed", param=param)
-    return text.decode()
+    text = msgspec.json.encode(schema).decode()
+    check_grammar_bytes(text, param)
+    return text
+
+
+def check_grammar_bytes(text: str, param: str) -> None:
+    """Check the size of a grammar for an engine.
+
+    Raises:
+        InvalidRequest: it is larger than 256 KiB.
+    """
+    size = len(text.encode())
+    if size > _GRAMMAR_BYTES:
+        raise InvalidRequest(f"'{param}' has {size} bytes; at most {_GRAMMAR_BYTES} are allowed", param=param)
 
 
 def _too_many(param: str, count: int) -> InvalidRequest:

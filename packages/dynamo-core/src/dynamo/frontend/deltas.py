@@ -28,6 +28,8 @@ class Delta(msgspec.Struct):
     tool_calls: list[ToolCallDelta] = []
     reasoning_tokens: int = 0
     """See `dynamo.frontend.reasoning_tokens`; tokens of earlier deltas whose text comes now are among them."""
+    last: bool = False
+    """Nothing but the finish of the choice comes after it, and that at once."""
 
 
 class DeltaReader:
@@ -76,7 +78,7 @@ class DeltaReader:
             self.has_prompt_logprobs = True
         if not (ids or text or output.prompt_logprobs or (last and self._parser is not None)):
             return None
-        delta = Delta(text, ids, output.logprobs, output.prompt_logprobs)
+        delta = Delta(text, ids, output.logprobs, output.prompt_logprobs, last=last)
         if self._parser is not None:
             self._parse(self._parser, delta, last=last)
         return delta

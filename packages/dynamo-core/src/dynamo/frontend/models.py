@@ -14,6 +14,7 @@ from typing_extensions import Self
 from dynamo.errors import DynamoError, ModelNotFound, NoInstances
 from dynamo.frontend.adapters import AdapterTable
 from dynamo.frontend.artifact_fetch import ArtifactFetcher
+from dynamo.frontend.render_time import RenderTime
 from dynamo.frontend.security.identity import current_identity
 from dynamo.plugins import NamedRegistry, plugins
 from dynamo.preprocessor import TextModel
@@ -50,6 +51,7 @@ class ServedModel:
         self.text = text
         self.candidates = candidates
         self.prefixes = PrefixCache(text.tokenizer, tokenizer_cache_bytes)
+        self.render_time = RenderTime()
         self.created_unix_seconds = int(time.time())
         self.tool_call_parser = _installed(card.tool_call_parser, plugins().tool_call_parsers)
         self.reasoning_parser = _installed(card.reasoning_parser, plugins().reasoning_parsers)
@@ -146,6 +148,14 @@ class ServedModels:
         usable = [repr(model.name) for model in self.ready() if identity.may_use(model.name)]
         served = ", ".join(usable) or "none yet"
         return ModelNotFound(f"the model {name[:_SHOWN_CHARACTERS]!r} does not exist; served: {served}", param="model")
+
+    def knows(self, name: str) -> bool:
+        """Whether a worker has ever announced `name`; if so, requests for it are worth waiting with."""
+        return name in self._names or self._adapters.known(name) or name in self._announced()
+
+    def announced_names(self) -> list[str]:
+        """Everything that workers have announced, for whichever API key: adapters, then models and their aliases."""
+        return list(dict.fromkeys((*self._adapters.names(), *self._announced(), *self._names)))
 
     def crowded(self, name: str) -> bool:
         """Whether requests wait at every worker of the model: work that is in no hurry should not come now."""

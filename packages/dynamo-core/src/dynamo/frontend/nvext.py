@@ -55,6 +55,13 @@ class Nvext(msgspec.Struct):
     """Its data-parallel rank."""
     token_data: list[int] | None = None
     """Token ids of the prompt, in place of template and tokenizer."""
+    cache_salt: str | None = None
+    """As the parameter of the request itself, where that is not given."""
+    guided_json: str | dict[str, Any] | None = None
+    """As the parameters of the request itself, instead of them."""
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     annotations: list[str] | None = None
     """Events before a stream's first text: ``formatted_prompt``, ``token_ids``."""
     extra_fields: list[str] | None = None

@@ -21,7 +21,7 @@ from dynamo.protocols.llm import TokenLogprob, Usage
 from dynamo.protocols.parsing import ToolCallDelta
 from dynamo.runtime.http import Exchange
 
-__all__ = ["BeforeEnd", "Outcome", "Part", "PartAnswer", "PartFormat", "PartKind", "argument_object"]
+__all__ = ["BeforeEnd", "Outcome", "Part", "PartAnswer", "PartFormat", "PartKind"]
 
 PartKind: TypeAlias = Literal["reasoning", "text", "call"]
 
@@ -232,15 +232,3 @@ def _tail(logprobs: list[TokenLogprob], text: str, token_text: Callable[[int], s
         start -= 1
         missing -= len(token_text(logprobs[start].token_id))
     return logprobs[start:]
-
-
-def argument_object(arguments: str) -> dict[str, Any]:
-    """Arguments of a call as an object; what the model wrote wrong, or was stopped within, under ``INVALID_JSON``.
-
-    Empty arguments are an empty object, as functions without parameters are called that way.
-    """
-    try:
-        value = msgspec.json.decode(arguments) if arguments.strip() else {}
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        value = None
-    return value if isinstance(value, dict) else {"INVALID_JSON": arguments}

@@ -105,9 +105,9 @@ class Pipeline:
     def chat(self, exchange: Exchange) -> None:
         """Route handler of chat completions."""
         with Refusals(self._metrics, exchange, "chat_completions"):
+            answer_id = f"chatcmpl-{request_id(exchange)}"
             check_room(self._metrics, self._settings.max_inflight_requests)
             request = decode_body(exchange.body, ChatRequest, strict=self._settings.strict)
-            answer_id = f"chatcmpl-{request_id(exchange)}"
 
             def make_answer(model: ServedModel, prompts: list[Prompt], metrics: RequestMetrics) -> Answer:
                 chat_format = ChatFormat(
@@ -128,6 +128,7 @@ class Pipeline:
     def completions(self, exchange: Exchange) -> None:
         """Route handler of completions."""
         with Refusals(self._metrics, exchange, "completions"):
+            answer_id = f"cmpl-{request_id(exchange)}"
             check_room(self._metrics, self._settings.max_inflight_requests)
             request = decode_body(exchange.body, CompletionRequest, strict=self._settings.strict)
             take_hints(request)
@@ -135,8 +136,7 @@ class Pipeline:
             model = self._models.get(request.model)
             check_completion(request, model.context_length_tokens)
             # Before anything is tokenized: thousands of prompts in one body are refused for free.
-            self._check_choices((request.n or 1) * prompt_count(request))
-            answer_id = f"cmpl-{request_id(exchange)}"
+            self._check_choices(request.n or 1, prompt_count(request))
 
             def make_answer(model: ServedModel, prompts: list[Prompt], metrics: RequestMetrics) -> Answer:
                 echoes = [prompt.text if request.echo else "" for prompt in prompts for _ in range(request.n or 1)]
@@ -153,7 +153,8 @@ class Pipeline:
                     completion_format.extend(extra_body(request.nvext, metrics), _annotations(request.nvext, prompts))
                 return create_answer(exchange, completion_format, metrics, stream=request.stream, choices=len(echoes))
 
-            job = _Job(exchange, "completions", answer_id, request, model, request.max_tokens, make_answer)
+            guided = guided_decoding(request, model.card.capabilities.guided)
+            job = _Job(exchange, "completions", answer_id, request, model, request.max_tokens, make_answer, guided)
             if request.echo:
                 job.prompt_logprobs = request.logprobs
             self._begin(job, completion_prompts(request, model))
@@ -170,7 +171,7 @@ class Pipeline:
         check_common(request, max_stop_strings=self._settings.max_stop_strings)
         check_chat(request)
         check_tools(request)
-        self._check_choices(request.n or 1)
+        self._check_choices(request.n or 1, prompts=1)
         model = self._models.get(request.model)
         limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
         supported = model.card.capabilities.guided
@@ -183,10 +184,11 @@ class Pipeline:
         """Stop what is being prepared."""
         await self._preparations.close()
 
-    def _check_choices(self, total: int) -> None:
-        if total > self._settings.max_choices:
+    def _check_choices(self, choices: int, prompts: int) -> None:
+        total, limit = choices * prompts, self._settings.max_choices
+        if total > limit:
             raise InvalidRequest(
-                f"{total} choices are asked for; at most {self._settings.max_choices} are allowed", param="n"
+                f"{total} choices are asked for; at most {limit} are allowed", param="n" if choices > 1 else "prompt"
             )
 
     def _begin(self, job: _Job, prompts: Prompts) -> None:
@@ -216,6 +218,9 @@ class Pipeline:
         with Ending(metrics, job.exchange):
             answer = job.make_answer(model, prompts, metrics)
             generations = self._generations(job, prompts, limits, placement, answer, metrics)
+            if request.nvext is None:
+                answer.begin(generations, request.n or 1)
+                return
             with explaining(request.nvext, metrics, explains_to_all=model.candidates.explains_to_all):
                 answer.begin(generations, request.n or 1)
 
@@ -259,7 +264,7 @@ class Pipeline:
                         answer,
                         metrics,
                         self._services,
-                        placement._replace(prefix=prompt.prefix),
+                        placement._replace(prefix=prompt.prefix) if prompt.prefix else placement,
                     )
                 )
         return generations
@@ -308,4 +313,4 @@ def _annotations(nvext: Nvext, prompts: list[Prompt]) -> bytes:
 
 
 def _include_usage(request: CommonParameters) -> bool:
-    return request.stream_options is not None and request.stream_options.include_usage
+    return request.stream_options is not None and bool(request.stream_options.include_usage)

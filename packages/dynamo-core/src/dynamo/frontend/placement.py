@@ -47,9 +47,9 @@ def request_placement(
 
 
 @contextlib.contextmanager
-def explaining(nvext: Nvext | None, metrics: RequestMetrics, *, explains_to_all: bool) -> Iterator[None]:
+def explaining(nvext: Nvext, metrics: RequestMetrics, *, explains_to_all: bool) -> Iterator[None]:
     """While the current request is sent: note the router's decision, for a client that asked in the body and may."""
-    if nvext is None or not nvext.explain or not (explains_to_all or current_identity().admin):
+    if not nvext.explain or not (explains_to_all or current_identity().admin):
         yield
         return
     # Who asked by header too is told by header too.

@@ -5,7 +5,7 @@ The prompt of a chat goes through the model's cache of tokenized prefixes, so th
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from dynamo.frontend.body_bounds import check_ids_length, message_pieces
 from dynamo.frontend.models import ServedModel
+from dynamo.frontend.render_time import only_texts
 from dynamo.frontend.requests import ChatRequest, CommonParameters, CompletionRequest
 from dynamo.frontend.token_inputs import INLINE_IDS, check_texts_fit, checked_ids
 from dynamo.preprocessor.overlong import SUSPICIOUS_CHARACTERS_PER_TOKEN
@@ -25,8 +26,10 @@ __all__ = ["Prompt", "Prompts", "chat_prompts", "completion_prompts", "prompt_co
 
 #: A template takes about 50 us for each message; other threads get their turn every 5 ms.
 _INLINE_MESSAGES = 64
-#: What a larger body is made of (schemas of tools, arguments of calls) may take a template much longer.
+#: What a larger body is made of (schemas of tools, arguments of calls) may take a template much longer; where it is
+#: nothing but texts, the template's own speed decides.
 _INLINE_BODY_BYTES = 64 << 10
+_INLINE_SECONDS = 0.001
 
 
 class Prompt(msgspec.Struct):
@@ -52,9 +55,17 @@ def chat_prompts(request: ChatRequest, model: ServedModel, body_bytes: int) -> P
     if given is not None:
         return _from_ids(model, [given], "nvext.token_data")
     pieces = message_pieces(request.messages) + len(request.tools or ())
-    if pieces > _INLINE_MESSAGES or body_bytes > _INLINE_BODY_BYTES:
-        return _rendered_later(request, model)
-    return _encoded(request, model, _rendered(request, model))
+    if pieces <= _INLINE_MESSAGES and body_bytes <= _INLINE_BODY_BYTES:
+        return _encoded(request, model, _rendered(request, model))
+    if pieces > _INLINE_MESSAGES or request.tools or not only_texts(request.messages):
+        return _rendered_later(request, model, lambda: _rendered(request, model))
+
+    def measured() -> str:
+        return model.render_time.measured(lambda: _rendered(request, model), body_bytes)
+
+    if model.render_time.expected_seconds(body_bytes) > _INLINE_SECONDS:
+        return _rendered_later(request, model, measured)
+    return _encoded(request, model, measured())
 
 
 def _rendered(request: ChatRequest, model: ServedModel) -> str:
@@ -67,8 +78,8 @@ def _rendered(request: ChatRequest, model: ServedModel) -> str:
     )
 
 
-async def _rendered_later(request: ChatRequest, model: ServedModel) -> list[Prompt]:
-    prompts = _encoded(request, model, await in_encode_thread(lambda: _rendered(request, model)))
+async def _rendered_later(request: ChatRequest, model: ServedModel, render: Callable[[], str]) -> list[Prompt]:
+    prompts = _encoded(request, model, await in_encode_thread(render))
     return prompts if isinstance(prompts, list) else await prompts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-import uuid
+import secrets
 
 from dynamo.errors import DynamoError, EngineError, Overloaded
 from dynamo.frontend.metrics import FrontendMetrics, RequestMetrics
@@ -14,7 +14,7 @@ __all__ = ["Answering", "Ending", "Refusals", "check_room", "request_id"]
 
 logger = logging.getLogger(__name__)
 
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z")
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}\Z", re.ASCII)
 
 
 class Answering:
@@ -79,7 +79,9 @@ def check_room(metrics: FrontendMetrics, max_inflight_requests: int) -> None:
 
 
 def request_id(exchange: Exchange) -> str:
-    """The client's ``x-request-id`` with something unique behind it, or only that."""
-    unique = uuid.uuid4().hex
+    """The client's ``x-request-id`` with something unique behind it, or only that; the answer has it as a header."""
+    unique = secrets.token_hex(16)
     given = exchange.headers.get("x-request-id", "")
-    return f"{given}-{unique[:8]}" if _REQUEST_ID.match(given) else unique
+    made = f"{given}-{unique[:8]}" if _REQUEST_ID.match(given) else unique
+    exchange.extra_head += b"x-request-id: %b\r\n" % made.encode()
+    return made

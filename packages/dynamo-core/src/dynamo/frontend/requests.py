@@ -26,6 +26,7 @@ __all__ = [
     "CompletionRequest",
     "Priority",
     "StreamOptions",
+    "StructuredOutputs",
     "check_chat",
     "check_common",
     "check_completion",
@@ -45,8 +46,6 @@ STOP_STRING_LIMIT_CHARACTERS = 1024
 _TOKEN_ID_DIGITS = 10
 #: Of a parameter that nobody knows, which may be as long as the body.
 _SHOWN_CHARACTERS = 64
-#: Parameters that are objects of our own.
-_NESTED: dict[str, type[msgspec.Struct]] = {"nvext": Nvext, "agent_hints": AgentHints, "router": RouterOverrides}
 #: A high one that no low one follows; a backslash that is escaped itself begins no escape.
 _LONE_SURROGATE = re.compile(rb"(?<!\\)(?:\\\\)*\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _PATH = re.compile(r" - at `\$\.?(.*)`\Z")
@@ -55,7 +54,34 @@ _PATH = re.compile(r" - at `\$\.?(.*)`\Z")
 class StreamOptions(msgspec.Struct):
     """``stream_options``."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
+
+
+class StructuredOutputs(msgspec.Struct):
+    """``structured_outputs``, as vLLM's clients send it: one grammar, under the name of its kind."""
+
+    #: How JSON is written, which engines decide, and what later versions of vLLM left out.
+    IGNORED: ClassVar[frozenset[str]] = frozenset(
+        {"disable_additional_properties", "disable_any_whitespace", "disable_fallback", "whitespace_pattern"}
+    )
+
+    json: str | dict[str, Any] | None = None
+    """A schema, or its text."""
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    structural_tag: Any = None
+    """Refused."""
+
+
+#: Parameters that are objects of our own.
+_NESTED: dict[str, type[msgspec.Struct]] = {
+    "nvext": Nvext,
+    "agent_hints": AgentHints,
+    "router": RouterOverrides,
+    "structured_outputs": StructuredOutputs,
+}
 
 
 class CommonParameters(msgspec.Struct, kw_only=True):
@@ -82,6 +108,12 @@ class CommonParameters(msgspec.Struct, kw_only=True):
     cache_salt: str | None = None
     priority: Priority = 0
     user: str | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    """What `structured_outputs` was before: a field for each kind."""
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     nvext: Nvext | None = None
 
 
@@ -97,7 +129,6 @@ class ChatRequest(CommonParameters, kw_only=True):
             "prediction",
             "prompt_cache_key",
             "prompt_cache_retention",
-            "reasoning_effort",
             "safety_identifier",
             "service_tier",
             "store",
@@ -113,8 +144,11 @@ class ChatRequest(CommonParameters, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[Any] | None = None
+    """What `tools` was before; refused, as a client that sends it waits for calls."""
     response_format: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
 
@@ -138,7 +172,7 @@ def decode_body(body: bytes, request_type: type[R], *, strict: bool = False) -> 
             With `strict` also when a parameter is unknown.
     """
     try:
-        request = decode_json(body, request_type)
+        request = _decoded(body, request_type)
         given = msgspec.json.decode(body, type=dict[str, msgspec.Raw]) if strict else {}
     except msgspec.ValidationError as error:
         raise _validation_error(in_words(error)) from error
@@ -157,13 +191,31 @@ def decode_body(body: bytes, request_type: type[R], *, strict: bool = False) -> 
     return request
 
 
+def _decoded(body: bytes, kind: type[R]) -> R:
+    """`body`, whose parameters may be null: programs of typed languages write all of them, said or not."""
+    try:
+        return decode_json(body, kind)
+    except msgspec.ValidationError as error:
+        if "got `null`" not in str(error):
+            raise
+    given = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    return decode_json(msgspec.json.encode({name: raw for name, raw in given.items() if bytes(raw) != b"null"}), kind)
+
+
 def take_hints(request: CommonParameters) -> None:
-    """Make parameters of what ``nvext`` says in its own way; a `priority` of the request itself counts more."""
+    """Make parameters of what others say in their own way: ``nvext``, which counts less, and ``reasoning_effort``."""
+    if isinstance(request, ChatRequest) and request.reasoning_effort is not None:
+        # What templates that know about reasoning read; others leave it alone.
+        effort = request.reasoning_effort
+        variables = {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
+        request.chat_template_kwargs = {**variables, **(request.chat_template_kwargs or {})}
     nvext = request.nvext
     if nvext is None:
         return
     if nvext.greed_sampling:
         request.temperature = 0.0
+    if request.cache_salt is None:
+        request.cache_salt = nvext.cache_salt
     if nvext.agent_hints is not None and nvext.agent_hints.priority is not None and not request.priority:
         request.priority = -nvext.agent_hints.priority
 
@@ -175,7 +227,7 @@ def check_common(request: CommonParameters, *, max_stop_strings: int) -> None:
         InvalidRequest: a value is out of range; `param` names it.
     """
     check_range("temperature", request.temperature, 0, 2)
-    check_range("top_p", request.top_p, 0, 1, open_low=True)
+    check_range("top_p", request.top_p, 0, 1)
     check_range("min_p", request.min_p, 0, 1)
     check_range("frequency_penalty", request.frequency_penalty, -2, 2)
     check_range("presence_penalty", request.presence_penalty, -2, 2)
@@ -204,13 +256,15 @@ def check_chat(request: ChatRequest) -> None:
     if not request.messages:
         raise InvalidRequest("'messages' must have at least one message", param="messages")
     check_messages(request.messages)
+    if request.functions:
+        raise InvalidRequest("'functions' is not supported; use 'tools'", param="functions")
     check_count("tools", request.tools)
     check_count("chat_template_kwargs", request.chat_template_kwargs)
     for index, message in enumerate(request.messages):
         _check_message(index, message)
     check_range("max_completion_tokens", request.max_completion_tokens, 1, math.inf)
     check_range("top_logprobs", request.top_logprobs, 0, 20)
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("'top_logprobs' needs 'logprobs' to be true", param="top_logprobs")
 
 

@@ -7,13 +7,16 @@ from typing import Any
 
 from dynamo.errors import InvalidRequest
 from dynamo.frontend.body_bounds import schema_text
+from dynamo.frontend.grammars import named_grammar
 from dynamo.frontend.requests import ChatRequest, CommonParameters, CompletionRequest
 from dynamo.protocols.llm import GuidedDecoding, SamplingOptions, StopConditions
 
-__all__ = ["guided_decoding", "sampling_options", "stop_conditions", "stop_strings"]
+__all__ = ["guided_decoding", "sampling_options", "stop_conditions", "stop_strings", "wants_format"]
 
 #: Seeds of `n` choices are seed + i; engines take them as unsigned 64-bit numbers.
 _SEED_MASK = (1 << 64) - 1
+#: Keeps the likeliest token alone, as OpenAI's 0 does; engines take no 0.
+_LEAST_TOP_P = 1e-6
 
 
 def sampling_options(request: CommonParameters, defaults: Mapping[str, float], choice: int) -> SamplingOptions:
@@ -27,7 +30,7 @@ def sampling_options(request: CommonParameters, defaults: Mapping[str, float], c
 
     return SamplingOptions(
         temperature=pick("temperature", request.temperature, 1.0),
-        top_p=pick("top_p", request.top_p, 1.0),
+        top_p=max(_LEAST_TOP_P, pick("top_p", request.top_p, 1.0)),
         top_k=max(0, int(pick("top_k", request.top_k, 0))),
         min_p=pick("min_p", request.min_p, 0.0),
         frequency_penalty=request.frequency_penalty or 0.0,
@@ -55,30 +58,50 @@ def stop_strings(request: CommonParameters) -> list[str]:
     return [request.stop] if isinstance(request.stop, str) else list(request.stop or [])
 
 
-def guided_decoding(request: ChatRequest, supported: list[str]) -> GuidedDecoding | None:
-    """The grammar that ``response_format`` asks for.
+def wants_format(request: ChatRequest) -> bool:
+    """Whether ``response_format`` asks for more than text."""
+    return request.response_format is not None and request.response_format.get("type") != "text"
+
+
+def guided_decoding(request: CommonParameters, supported: list[str]) -> GuidedDecoding | None:
+    """The grammar that ``response_format``, or one of vLLM's parameters, asks for.
 
     Raises:
-        InvalidRequest: the format is malformed, or the model's engine cannot do it.
+        InvalidRequest: it is malformed, there are several, or the model's engine cannot do it.
     """
-    wanted = request.response_format
-    if wanted is None or wanted.get("type") == "text":
-        return None
-    kind = wanted.get("type")
-    if kind == "json_object":
-        guided = GuidedDecoding(kind="json_object")
-    elif kind == "json_schema":
-        schema = schema_text(_schema(wanted), "response_format.json_schema.schema")
-        guided = GuidedDecoding(kind="json", value=schema)
-    else:
+    guided = named_grammar(request)
+    if isinstance(request, ChatRequest):
+        if guided is not None:
+            _check_alone(guided.param, request)
+        elif request.response_format is not None and wants_format(request):
+            guided = _formatted(request.response_format)
+    if guided is not None and guided.kind not in supported:
         raise InvalidRequest(
-            f"'response_format.type' is {kind!r}; use text, json_object or json_schema", param="response_format.type"
-        )
-    if guided.kind not in supported:
-        raise InvalidRequest(
-            f"the engine that serves this model has no structured output ({kind})", param="response_format"
+            f"the engine that serves this model has no structured output ({guided.kind})", param=guided.param
         )
     return guided
+
+
+def _check_alone(param: str, request: ChatRequest) -> None:
+    other = None
+    if wants_format(request):
+        other = "response_format"
+    elif request.tool_choice == "required" or isinstance(request.tool_choice, dict):
+        other = "tool_choice"
+    if other is not None:
+        raise InvalidRequest(f"'{param}' cannot be combined with '{other}', which forces the answer too", param=param)
+
+
+def _formatted(wanted: dict[str, Any]) -> GuidedDecoding:
+    kind = wanted.get("type")
+    if kind == "json_object":
+        return GuidedDecoding("json_object", param="response_format")
+    if kind == "json_schema":
+        schema = schema_text(_schema(wanted), "response_format.json_schema.schema")
+        return GuidedDecoding("json", schema, "response_format")
+    raise InvalidRequest(
+        f"'response_format.type' is {kind!r}; use text, json_object or json_schema", param="response_format.type"
+    )
 
 
 def _schema(wanted: dict[str, Any]) -> dict[str, Any]:

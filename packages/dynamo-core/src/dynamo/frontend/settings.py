@@ -34,7 +34,7 @@ class FrontendSettings(Settings):
     """How long a stream that lost its worker waits for another one when there is none."""
     strict: bool = setting(False, env=("DYN_STRICT",))
     """Refuse requests with parameters that nobody knows, by name; else they are ignored."""
-    max_choices: int = setting(16, env=("DYN_MAX_CHOICES",), ge=1)
+    max_choices: int = setting(128, env=("DYN_MAX_CHOICES",), ge=1)
     """Largest `n` times prompts of one request."""
     max_stop_strings: int = setting(16, env=("DYN_MAX_STOP_STRINGS",), ge=0)
     """Most stop strings of one request."""
@@ -76,7 +76,8 @@ class FrontendSettings(Settings):
     batch_lease_seconds: float = setting(10.0, env=("DYN_BATCH_LEASE_SECONDS",), ge=1)
     """After this time the batch of a frontend that was killed goes on at another one."""
     batch_model_wait_seconds: float = setting(120.0, env=("DYN_BATCH_MODEL_WAIT_SECONDS",), ge=0)
-    """How long after its start this process waits for the model of a batch to appear; later its requests fail."""
+    """How long after its start this process waits for models that it does not serve; later requests of batches for them
+    fail. A batch whose models were only ever served by other runs on the store it leaves to those."""
     max_embedding_inputs: int = setting(2048, env=("DYN_MAX_EMBEDDING_INPUTS",), ge=1)
     """Most inputs of one embedding request."""
     embedding_concurrency: int = setting(32, env=("DYN_EMBEDDING_CONCURRENCY",), ge=1)

@@ -18,15 +18,15 @@ from dynamo.frontend.preparation import Preparations
 from dynamo.frontend.prompts import chat_prompts
 from dynamo.frontend.refusals import Refusals
 from dynamo.frontend.requests import ChatRequest, check_chat, decode_body
-from dynamo.frontend.token_inputs import INLINE_IDS, checked_id_lists, encode_texts
+from dynamo.frontend.token_inputs import INLINE_IDS, checked_id_lists, encode_texts, overlong_text
 from dynamo.runtime.http import Exchange
 
 __all__ = ["DetokenizeRequest", "Tokenization", "TokenizeRequest"]
 
 T = TypeVar("T")
 
-#: Ids of a request to /detokenize that are taken even where the context is shorter. To read and check them holds up
-#: every thread for a tenth of a second.
+#: Tokens that are taken and given even where the context is shorter. To read and check so many ids holds up every
+#: thread for a tenth of a second.
 _LEAST_TOKENS_LIMIT = 500_000
 
 
@@ -58,22 +58,23 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
 class Tokenization:
     """The two route handlers."""
 
-    def __init__(self, models: ServedModels, metrics: FrontendMetrics) -> None:
+    def __init__(self, models: ServedModels, metrics: FrontendMetrics, *, strict: bool) -> None:
         self._models = models
         self._metrics = metrics
+        self._strict = strict
         self._preparations = Preparations(metrics)
 
     def tokenize(self, exchange: Exchange) -> None:
         """Route handler."""
         with Refusals(self._metrics, exchange, "tokenize"):
-            request = decode_body(exchange.body, TokenizeRequest)
+            request = decode_body(exchange.body, TokenizeRequest, strict=self._strict)
             _check(request)
             self._start("tokenize", exchange, _tokenize(request, self._model(request.model), len(exchange.body)))
 
     def detokenize(self, exchange: Exchange) -> None:
         """Route handler."""
         with Refusals(self._metrics, exchange, "detokenize"):
-            request = decode_body(exchange.body, DetokenizeRequest)
+            request = decode_body(exchange.body, DetokenizeRequest, strict=self._strict)
             model = self._model(request.model)
             self._start("detokenize", exchange, _detokenize(request, model))
 
@@ -111,8 +112,13 @@ async def _tokenize(request: TokenizeRequest, model: ServedModel, body_bytes: in
 
 async def _ids(request: TokenizeRequest, model: ServedModel, body_bytes: int) -> npt.NDArray[np.uint32]:
     if request.messages is None:
-        special = request.add_special_tokens is not False
-        return (await encode_texts(model.text.tokenizer, [request.prompt or ""], add_special_tokens=special))[0]
+        tokenizer, texts = model.text.tokenizer, [request.prompt or ""]
+        most = _most_tokens(model)
+        if await overlong_text(tokenizer, texts, most) is None:
+            [ids] = await encode_texts(tokenizer, texts, add_special_tokens=request.add_special_tokens is not False)
+            if len(ids) <= most:
+                return ids
+        raise InvalidRequest(f"'prompt' has more than {most} tokens; no more are given", param="prompt")
     chat = ChatRequest(
         model=model.name,
         messages=request.messages,
@@ -127,7 +133,7 @@ async def _ids(request: TokenizeRequest, model: ServedModel, body_bytes: int) ->
 
 
 async def _detokenize(request: DetokenizeRequest, model: ServedModel) -> dict[str, Any]:
-    most = max(model.context_length_tokens, _LEAST_TOKENS_LIMIT)
+    most = _most_tokens(model)
     if len(request.tokens) > most:
         raise InvalidRequest(f"'tokens' has {len(request.tokens)} ids; at most {most} are taken", param="tokens")
     ids: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
@@ -140,6 +146,10 @@ async def _detokenize(request: DetokenizeRequest, model: ServedModel) -> dict[st
     text = await _beside_when_long(ids, decode)
     # `prompt` is vLLM's name for it, `text` SGLang's.
     return {"prompt": text, "text": text}
+
+
+def _most_tokens(model: ServedModel) -> int:
+    return max(model.context_length_tokens, _LEAST_TOKENS_LIMIT)
 
 
 async def _beside_when_long(ids: npt.NDArray[np.uint32], work: Callable[[], T]) -> T:

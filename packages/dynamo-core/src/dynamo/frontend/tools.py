@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import msgspec
+
 from dynamo.errors import InvalidRequest
 from dynamo.frontend.body_bounds import schema_text
+from dynamo.frontend.grammars import forces_text, names_grammar
 from dynamo.frontend.models import ServedModel
 from dynamo.frontend.requests import ChatRequest
+from dynamo.frontend.sampling import wants_format
 from dynamo.parsers import OutputParser, make_output_parser
 from dynamo.plugins import plugins
 from dynamo.protocols.llm import GuidedDecoding
@@ -18,6 +22,8 @@ __all__ = ["chat_parser", "check_tool_name", "check_tools", "tool_grammar"]
 
 #: OpenAI takes no dots and slashes, and 64 characters; tools of MCP servers have them (SEP-986).
 _NAME = re.compile(r"[a-zA-Z0-9_./-]{1,128}\Z")
+#: What OpenAI takes a function for that says nothing of its parameters.
+_NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 #: Of a name that is refused, which may be as long as a body.
 _SHOWN_CHARACTERS = 64
 #: Enough of the prompt's end to see whether the template opened the reasoning there.
@@ -64,7 +70,8 @@ def check_tool_name(name: str, param: str) -> None:
 def chat_parser(request: ChatRequest, model: ServedModel, prompt: str) -> OutputParser | None:
     """The parser of one choice, as the model's card says; None when there is nothing to parse."""
     tool_parser = model.tool_call_parser if request.tools and request.tool_choice != "none" else None
-    if tool_grammar(request, model.card.capabilities.guided) is not None:
+    forces_calls = tool_grammar(request, model.card.capabilities.guided) is not None
+    if forces_calls:
         tool_parser = "guided_json"
     if tool_parser is None and model.reasoning_parser is None:
         return None
@@ -74,6 +81,8 @@ def chat_parser(request: ChatRequest, model: ServedModel, prompt: str) -> Output
         tool_calls=tool_parser,
         reasoning_options=ReasoningOptions(prompt_tail=prompt[-_PROMPT_TAIL_CHARACTERS:]),
         tool_call_options=_options(request),
+        guided=forces_calls or wants_format(request) or names_grammar(request),
+        guided_text=forces_text(request),
     )
 
 
@@ -82,26 +91,39 @@ def tool_grammar(request: ChatRequest, supported: list[str]) -> GuidedDecoding |
 
     Where it cannot, ``required`` and a named function are wishes: the model sees the tools and may answer in text.
     """
-    if not request.tools or "json" not in supported or request.response_format is not None:
+    if not request.tools or "json" not in supported or wants_format(request):
         return None
-    functions = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in request.tools}
+    functions = {
+        tool["function"]["name"]: tool["function"].get("parameters") or _NO_PARAMETERS for tool in request.tools
+    }
     if isinstance(request.tool_choice, dict):
-        return GuidedDecoding("json", schema_text(functions[str(_named_function(request.tool_choice))], "tools"))
+        function = functions[str(_named_function(request.tool_choice))]
+        return GuidedDecoding("json", schema_text(function, "tools"), "tools")
     if request.tool_choice != "required":
         return None
     calls = [
         {
             "type": "object",
-            "properties": {"name": {"const": name}, "parameters": parameters},
+            "properties": {"name": {"const": name}, "parameters": {"$ref": f"#/$defs/{index}"}},
             "required": ["name", "parameters"],
             "additionalProperties": False,
         }
-        for name, parameters in functions.items()
+        for index, name in enumerate(functions)
     ]
-    schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": calls}}
+    definitions = {str(index): _part(schema, f"/$defs/{index}") for index, schema in enumerate(functions.values())}
+    schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": calls}, "$defs": definitions}
     if request.parallel_tool_calls is False:
         schema["maxItems"] = 1
-    return GuidedDecoding("json", schema_text(schema, "tools"))
+    return GuidedDecoding("json", schema_text(schema, "tools"), "tools")
+
+
+def _part(schema: dict[str, Any], place: str) -> msgspec.Raw:
+    """`schema` as a part of another one: what it refers to from its own root is below `place` there."""
+    # With a name of its own it would stay a root, for some of those who read it.
+    text = msgspec.json.encode({key: value for key, value in schema.items() if key != "$id"})
+    # In JSON no text holds a quote as it is: these are keys, and nothing else.
+    text = text.replace(b'"$ref":"#/', b'"$ref":"#%b/' % place.encode())
+    return msgspec.Raw(text.replace(b'"$ref":"#"', b'"$ref":"#%b"' % place.encode()))
 
 
 def _options(request: ChatRequest) -> ToolCallOptions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from dynamo.errors import ConfigError, Draining, EngineShutdown, InvalidRequest, KvTransferError, Overloaded
+from dynamo.errors import ConfigError, EngineShutdown, InvalidRequest, KvTransferError, Overloaded
 from dynamo.mocker.answers import Vocabulary, plan_answer
 from dynamo.mocker.core import CoreLimits, EngineCore, StepResult
 from dynamo.mocker.event_queue import KvEventQueue
@@ -29,6 +28,7 @@ from dynamo.protocols.engine import EngineCapabilities, EngineConfig, EngineOpti
 from dynamo.protocols.kv_events import EngineKvEvents
 from dynamo.protocols.llm import DisaggregationMode, KvTransferParams, LLMEngineOutput, PreprocessedRequest
 from dynamo.protocols.load import EngineLoad
+from dynamo.worker.open_streams import OpenStreams
 
 __all__ = ["MockerEngine"]
 
@@ -61,10 +61,9 @@ class MockerEngine:
         self._name = options.served_model_name or (self._directory.name if options.model else "mocker")
         self._engine_id = uuid.uuid4().hex
         self._events = KvEventQueue(self._settings.block_size)
-        self._streams: dict[str, tuple[Stream, Rank]] = {}
-        self._idle = asyncio.Event()
+        self._streams: OpenStreams[tuple[Stream, Rank]] = OpenStreams()
         self._started: _Started | None = None
-        self._draining = self._closed = False
+        self._closed = False
         self._step = 0
 
     async def start(self) -> EngineConfig:
@@ -128,11 +127,7 @@ class MockerEngine:
 
     async def drain(self, deadline_seconds: float) -> None:
         """Refuse new requests; return when what runs has ended, or after `deadline_seconds`."""
-        self._draining = True
-        if self._streams:
-            self._idle.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), deadline_seconds)
+        await self._streams.drain(deadline_seconds)
 
     async def cleanup(self) -> None:
         """Stop the ranks; open streams end with EngineShutdown. Idempotent."""
@@ -175,21 +170,18 @@ class MockerEngine:
         chosen = request.dp_rank
         rank = min(ranks, key=lambda rank: rank.core.request_count) if chosen is None else ranks[chosen]
         rank.add(stream.sequence)
-        self._streams[request.request_id] = (stream, rank)
+        self._streams.open(request.request_id, (stream, rank))
         return stream
 
     def _accept(self, request: PreprocessedRequest) -> _Started:
         started = self._started
         if self._closed or started is None:
             raise EngineShutdown("the mocker is not running")
-        if self._draining:
-            raise Draining("this worker finishes what it has and takes nothing new", retry_after_seconds=1.0)
+        self._streams.check(request.request_id)
         running = self._settings.data_parallel_size * self._settings.max_num_seqs
         if len(self._streams) >= running + self._settings.max_queued_requests:
             raise Overloaded(f"{len(self._streams)} requests are running or waiting", retry_after_seconds=1.0)
         _check(request, started.context_length, self._settings.data_parallel_size)
-        if request.request_id in self._streams:
-            raise InvalidRequest(f"request {request.request_id!r} is already running", param="request_id")
         return started
 
     def _cancel(self, stream: Stream) -> None:
@@ -198,15 +190,13 @@ class MockerEngine:
         self._forget(stream)
 
     def _forget(self, stream: Stream) -> None:
-        known, rank = self._streams.get(stream.request.request_id, (None, None))
+        known, rank = self._streams.get(stream.request.request_id) or (None, None)
         if known is stream and rank is not None:
-            del self._streams[stream.request.request_id]
+            self._streams.close(stream.request.request_id)
             rank.core.abort(stream.sequence)
-        if not self._streams:
-            self._idle.set()
 
     def _fail_streams(self, reason: str) -> None:
-        for stream, _ in list(self._streams.values()):
+        for stream, _ in self._streams:
             stream.fail(EngineShutdown(reason))
             self._forget(stream)
 

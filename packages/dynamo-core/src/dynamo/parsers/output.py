@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from dynamo.parsers.guided import GuidedReasoning, GuidedTextReasoning
 from dynamo.plugins import Plugins
 from dynamo.protocols.parsing import ParsedDelta, ReasoningOptions, ReasoningParser, ToolCallOptions, ToolCallParser
 
@@ -70,8 +71,12 @@ def make_output_parser(
     tool_calls: str | None = None,
     reasoning_options: ReasoningOptions | None = None,
     tool_call_options: ToolCallOptions | None = None,
+    guided: bool = False,
+    guided_text: bool = False,
 ) -> OutputParser:
-    """Make the parsers of these names; None or empty: none.
+    """Make the parsers of these names; None or empty: none. `guided`: a grammar forces the answer.
+
+    That answer is JSON, unless `guided_text` says that it may be anything.
 
     Raises:
         PluginNotFound, PluginConflict, PluginError: a name is not installed, or cannot be imported.
@@ -84,4 +89,7 @@ def make_output_parser(
     options = reasoning_options or ReasoningOptions()
     if tool_parser is not None and not options.tool_markers:
         options = msgspec.structs.replace(options, tool_markers=tuple(tool_parser.tool_markers))
-    return OutputParser(plugins.reasoning_parsers.get(reasoning)(options), tool_parser)
+    parser: ReasoningParser = plugins.reasoning_parsers.get(reasoning)(options)
+    if guided:
+        parser = GuidedTextReasoning(parser) if guided_text else GuidedReasoning(parser)
+    return OutputParser(parser, tool_parser)

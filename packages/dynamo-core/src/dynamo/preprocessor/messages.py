@@ -10,7 +10,7 @@ import msgspec
 from dynamo.errors import InvalidRequest
 from dynamo.preprocessor.template_analysis import TemplateNeeds
 
-__all__ = ["normalise_messages"]
+__all__ = ["argument_object", "normalise_messages"]
 
 #: Content part types that are text, and the key of the text.
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
@@ -21,7 +21,7 @@ def normalise_messages(messages: Sequence[Mapping[str, Any]], needs: TemplateNee
 
     Text parts are joined by line ends unless the template loops over parts; a string becomes one part where it loops
     and does not ask for strings; null content becomes empty unless it asks for null; tool call arguments are parsed
-    from JSON; ``developer`` becomes ``system`` for templates that do not know it.
+    from JSON, see `argument_object`; ``developer`` becomes ``system`` for templates that do not know it.
 
     Raises:
         InvalidRequest: `param` names what is wrong, e.g. ``messages[0].content[1].type``.
@@ -86,15 +86,20 @@ def _tool_call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(function, Mapping):
         raise InvalidRequest("a tool call needs a function", param=f"{where}.function")
     arguments = function.get("arguments")
-    if arguments is None or arguments == "":
-        arguments = {}
-    elif isinstance(arguments, str):
-        try:
-            arguments = msgspec.json.decode(arguments)
-        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
-            raise InvalidRequest(
-                f"tool call arguments are not JSON: {error}", param=f"{where}.function.arguments"
-            ) from error
+    if arguments is None or isinstance(arguments, str):
+        arguments = argument_object(arguments or "")
     if not isinstance(arguments, Mapping):
         raise InvalidRequest("tool call arguments must be a JSON object", param=f"{where}.function.arguments")
     return {**call, "function": {**function, "arguments": arguments}}
+
+
+def argument_object(arguments: str) -> dict[str, Any]:
+    """Arguments of a call as an object; what the model wrote wrong, or was stopped within, under ``INVALID_JSON``.
+
+    Empty arguments are an empty object, as functions without parameters are called that way.
+    """
+    try:
+        value = msgspec.json.decode(arguments) if arguments.strip() else {}
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        value = None
+    return value if isinstance(value, dict) else {"INVALID_JSON": arguments}

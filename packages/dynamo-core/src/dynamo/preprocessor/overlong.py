@@ -7,6 +7,7 @@ that is long for its model.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from dynamo.preprocessor.tokenizer import Tokenizer
 
@@ -20,8 +21,10 @@ _TOKENS_BY_A_CUT = 16
 _SPACE = re.compile(r"\s+")
 
 
-def has_more_tokens(tokenizer: Tokenizer, text: str, limit: int) -> bool:
+def has_more_tokens(tokenizer: Tokenizer, text: str, limit: int, wanted: Callable[[], bool] = lambda: True) -> bool:
     """Whether `text` certainly has more than `limit` tokens; takes as long as encoding about that many.
+
+    Ends early, with no answer that counts, when `wanted` says that nobody waits for one any more.
 
     The text is cut anywhere and its pieces counted until they are well above the limit: what cuts add is allowed for,
     and space is counted as next to nothing where special tokens swallow what is beside them.
@@ -37,4 +40,6 @@ def has_more_tokens(tokenizer: Tokenizer, text: str, limit: int) -> bool:
         most += _TOKENS_BY_A_CUT
         if count > most:
             return True
+        if not wanted():
+            break
     return False

@@ -7,7 +7,7 @@ asks for one only where every worker is as good as any other to it, and takes it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from dynamo.protocols.addressing import WorkerKey
 from dynamo.protocols.discovery import InstanceRecord
 
-__all__ = ["Claim", "ClaimingPlane", "ClaimingServer"]
+__all__ = ["Claim", "ClaimingPlane", "ClaimingServer", "CountsClaims"]
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -55,4 +55,14 @@ class ClaimingServer(Protocol):
 
     async def leave(self) -> None:
         """Claim nothing more. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class CountsClaims(Protocol):
+    """A `ClaimingPlane` or `ClaimingServer` that says how its asks ended: ``dynamo_request_plane_claims``. Optional."""
+
+    @property
+    def claim_outcomes(self) -> Mapping[str, int]:
+        """Asks since the start, by how they ended; outcomes that have not happened yet are 0."""
         ...

@@ -92,7 +92,7 @@ class HashesRemoved(msgspec.Struct, omit_defaults=True, frozen=True, tag="r"):
 
 
 class KvEventBatch(msgspec.Struct, omit_defaults=True, frozen=True):
-    """What one engine step changed in the cache of one rank.
+    """What an engine step, or several that came together, changed in the cache of one rank.
 
     `sequence` grows by one per batch of (instance, rank, epoch); a hole means that something was lost, and the
     listener asks the worker's `kv_snapshot` endpoint. A new `epoch` means that the worker began anew. A batch with

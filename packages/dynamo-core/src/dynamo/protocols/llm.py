@@ -106,6 +106,8 @@ class GuidedDecoding(msgspec.Struct, omit_defaults=True, frozen=True):
     kind: Literal["json", "json_object", "regex", "choice", "grammar"]
     value: str = ""
     """JSON schema, regular expression, JSON list of choices, or grammar; empty for ``json_object``."""
+    param: str = ""
+    """The field of the client's request that it is from, which errors name."""
 
 
 class PreprocessedRequest(msgspec.Struct, omit_defaults=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -31,6 +32,9 @@ __all__ = [
 
 #: Kinds of hashes (block size and seed) that are kept of one piece of a prompt.
 _KEPT_KINDS = 4
+#: Hashes of longer prompts come as an array: routing looks at few of them, and making numbers of all takes longer than
+#: all of the rest. A list's are looked at faster.
+_LISTED_BLOCKS = 512
 
 
 class PrefixHashes:
@@ -75,43 +79,51 @@ class PromptHashes:
         self._lora = lora
         self._cache_salt = cache_salt
         self._prefix = prefix
-        self._by_block_size: dict[int, list[int]] = {}
+        self._by_block_size: dict[int, Sequence[int]] = {}
 
-    def of(self, block_size: int) -> list[int]:
-        """One hash per full block of `block_size` tokens; the list is shared and must not be changed."""
+    def of(self, block_size: int) -> Sequence[int]:
+        """One hash per full block of `block_size` tokens; what is returned is shared and must not be changed."""
         found = self._by_block_size.get(block_size)
         if found is None:
             found = self._by_block_size[block_size] = self._make(block_size)
         return found
 
-    def _make(self, block_size: int) -> list[int]:
+    def _make(self, block_size: int) -> Sequence[int]:
         seed = seed_of(self._lora, self._cache_salt)
-        made: list[int] = []
+        made: list[Uint64Array] = []
         state = HashState(seed, 0)
         pieces = iter(self._prefix)
         for piece in pieces:
             known = piece.get(block_size, seed)
             if known is None:
                 break
-            made += known[0].tolist()
+            made.append(known[0])
             state = known[1]
         else:
             piece = None
         tokens = unpack_token_ids(self._token_ids)[state.blocks * block_size :]
         hashes, values = extend(state, block_hashes(tokens, block_size))
-        done = 0
+        known_blocks, done = state.blocks, 0
         while piece is not None:
             # What was made in one go is divided among the pieces, so that each can be used without the ones behind it.
-            ended = piece.end // block_size - len(made)
+            ended = piece.end // block_size - known_blocks
             if ended > done:
-                after = HashState(int(values[ended - 1]), len(made) + ended)
+                after = HashState(int(values[ended - 1]), known_blocks + ended)
             else:
-                after = HashState(int(values[done - 1]), len(made) + done) if done else state
+                after = HashState(int(values[done - 1]), known_blocks + done) if done else state
             piece.keep(block_size, seed, hashes[done:ended].copy(), after)
             done = ended
             piece = next(pieces, None)
-        made += hashes.tolist()
-        return made
+        return _numbers([*made, hashes])
+
+
+def _numbers(parts: list[Uint64Array]) -> Sequence[int]:
+    if sum(map(len, parts)) <= _LISTED_BLOCKS:
+        return [number for part in parts for number in part.tolist()]
+    numbers = array("Q")
+    for part in parts:
+        numbers.frombytes(part.tobytes())
+    return numbers
 
 
 class RouterOverrides(msgspec.Struct, frozen=True):

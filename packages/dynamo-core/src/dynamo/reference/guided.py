@@ -28,7 +28,21 @@ KINDS = ["json", "json_object", "regex", "choice", "grammar"]
 #: Larger ones are refused before they are parsed.
 MAX_GRAMMAR_BYTES = 256 * 1024
 #: JSON is written on one line, as models see it most: where any whitespace may follow, small models write nothing else.
-JSON_STYLE: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+#: ``oneOf`` is read as ``anyOf``: a grammar cannot say "and no other", and the alternatives of a discriminated union
+#: exclude one another by themselves.
+JSON_OPTIONS: Any = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "coerce_one_of": True,
+}
+#: For messages to clients, who know them by these names.
+_IN_WORDS = {
+    "json": "JSON schema",
+    "json_object": "JSON object",
+    "regex": "regular expression",
+    "choice": "list of choices",
+}
 
 
 class GrammarGuide:
@@ -39,11 +53,14 @@ class GrammarGuide:
 
     @property
     def finished(self) -> bool:
-        """See `Guide`."""
-        return bool(self._matcher.is_stopped())
+        """See `Guide`. Not after an error, of which `mask` makes the request fail."""
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     def mask(self, logits: npt.NDArray[np.float32]) -> None:
         """See `Guide`. After an error in the grammar engine every token is masked, which fails the request."""
+        if self._matcher.is_error():
+            logits[:] = -np.inf
+            return
         allowed = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")
         width = min(len(allowed), len(logits))
         logits[:width][allowed[:width] == 0] = -np.inf
@@ -80,24 +97,25 @@ class Grammars:
         return await asyncio.to_thread(self._compile, spec, prior)  # large schemas take up to a second
 
     def _compile(self, spec: GuidedDecoding, prior: list[int]) -> GrammarGuide:
+        name = _IN_WORDS.get(spec.kind, spec.kind)
         if len(spec.value.encode()) > MAX_GRAMMAR_BYTES:
-            raise _invalid(f"the {spec.kind} is larger than {MAX_GRAMMAR_BYTES} bytes")
+            raise _invalid(spec, f"the {name} is larger than {MAX_GRAMMAR_BYTES} bytes")
         try:
             from llguidance import LLMatcher
         except ImportError as error:
             raise InvalidRequest(
                 "guided decoding is not available on this worker",
-                param="guided",
+                param=spec.param or "guided",
                 hint="install dynamo-core[guided] where the worker runs",
             ) from error
         try:
             matcher = LLMatcher(self._ll_tokenizer(), _grammar(spec), log_level=0)
         except ValueError as error:
-            raise _invalid(f"the {spec.kind} is not valid: {error}") from error
+            raise _invalid(spec, f"the {name} is not valid: {error}") from error
         if prior and not matcher.consume_tokens(prior):
-            raise _invalid(f"the output so far does not follow the {spec.kind}")
+            raise _invalid(spec, f"the output so far does not follow the {name}")
         if matcher.is_error():
-            raise _invalid(f"the {spec.kind} is not valid: {matcher.get_error()}")
+            raise _invalid(spec, f"the {name} is not valid: {matcher.get_error()}")
         return GrammarGuide(matcher)
 
     def _ll_tokenizer(self) -> LLTokenizer:
@@ -122,9 +140,9 @@ def _grammar(spec: GuidedDecoding) -> str:
     from llguidance import LLMatcher
 
     if spec.kind == "json":
-        return str(LLMatcher.grammar_from_json_schema(spec.value, JSON_STYLE))
+        return str(LLMatcher.grammar_from_json_schema(spec.value, JSON_OPTIONS))
     if spec.kind == "json_object":
-        return str(LLMatcher.grammar_from_json_schema({"type": "object"}, JSON_STYLE))
+        return str(LLMatcher.grammar_from_json_schema({"type": "object"}, JSON_OPTIONS))
     if spec.kind == "regex":
         return str(LLMatcher.grammar_from_regex(spec.value))
     if spec.kind == "grammar":
@@ -133,8 +151,9 @@ def _grammar(spec: GuidedDecoding) -> str:
     if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
         raise ValueError("expected a JSON list of strings that are not empty")
     alternatives = " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)
-    return str(LLMatcher.grammar_from_lark(f"start: {alternatives}"))
+    # As one terminal: with one for each choice some thousands are more than its lexer takes.
+    return str(LLMatcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {alternatives}"))
 
 
-def _invalid(message: str) -> InvalidRequest:
-    return InvalidRequest(message, param="guided")
+def _invalid(spec: GuidedDecoding, message: str) -> InvalidRequest:
+    return InvalidRequest(message, param=spec.param or "guided")

@@ -46,7 +46,7 @@ class _TracePrompt(PromptHashes):
         super().__init__(b"")
         self._hashes = hashes
 
-    def of(self, block_size: int) -> list[int]:  # noqa: ARG002 - all workers have the trace's block size
+    def of(self, block_size: int) -> Sequence[int]:  # noqa: ARG002 - all workers have the trace's block size
         """See `PromptHashes`."""
         return self._hashes
 

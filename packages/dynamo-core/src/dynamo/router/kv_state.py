@@ -98,8 +98,9 @@ class KvState:
     def measure(self, request: RouteRequest, candidates: Sequence[MeasuredWorker], now: float) -> None:
         """Set the `facts` of all candidates for `request`."""
         self.sweep(now)
-        matches: dict[int, tuple[list[int], TierMatch]] = {}
-        size, hashes, match = 0, [], NO_MATCH
+        matches: dict[int, tuple[Sequence[int], TierMatch]] = {}
+        size, match = 0, NO_MATCH
+        hashes: Sequence[int] = ()
         overlap_of, blocks, tiered = match.device.get, 0, False
         for candidate in candidates:
             worker = candidate.kv
@@ -107,7 +108,7 @@ class KvState:
             if worker.block_size != size:  # nearly never: the workers of a model are alike
                 size = worker.block_size
                 if size not in matches:
-                    hashes = request.prompt.of(size) if request.prompt is not None else []
+                    hashes = request.prompt.of(size) if request.prompt is not None else ()
                     matches[size] = (hashes, self.indexer.index(size).match(hashes))
                 hashes, match = matches[size]
                 overlap_of, blocks, tiered = match.device.get, len(hashes), match.host is not match.device
@@ -135,13 +136,13 @@ class KvState:
         worker, facts = chosen.kv, chosen.facts
         assert worker is not None
         size = worker.block_size
-        hashes = request.prompt.of(size) if request.prompt is not None else []
+        hashes = request.prompt.of(size) if request.prompt is not None else ()
         if hashes and self._metrics is not None:
             best = max(other.facts.overlap_blocks for other in others)
             self._metrics.overlapped(facts, len(hashes), best)
         if worker.routed is not None and hashes:
             index = self.indexer.index(size)
-            index.store(worker.slot, hashes)
+            index.store(worker.slot, list(hashes))
             index.remove(worker.slot, worker.routed.use(hashes, now))
         # A decode worker is sent the KV of the prompt.
         decodes = request.mode is DisaggregationMode.DECODE

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeVar, cast
 
-from dynamo.errors import ConfigError, NoInstances
+from dynamo.errors import ConfigError, NoInstances, PluginError
 from dynamo.plugins import Plugins
 from dynamo.protocols.addressing import WorkerKey
 from dynamo.protocols.routing import (
@@ -128,6 +128,7 @@ class RouterPolicy:
 
         Raises:
             NoInstances: no candidate is left after filtering.
+            PluginError: a scorer gave something else than a finite score for each.
         """
         candidates = self.eligible(request, candidates)
         unit = 1.0
@@ -139,7 +140,7 @@ class RouterPolicy:
             facts = [candidate.facts for candidate in candidates]
             scores = [-cost for cost in costs(parameters, request.prompt_tokens, facts)]
         for scorer, weight in self._scorers:
-            for index, score in enumerate(scorer.score(request, candidates)):
+            for index, score in enumerate(_scored(scorer, request, candidates)):
                 scores[index] += unit * weight * score
         return Choice(self._picker.pick(request, candidates, scores), candidates, scores)
 
@@ -147,6 +148,19 @@ class RouterPolicy:
         """`request` went to `worker`; a scorer may want to know. `now` is any monotonic clock, in seconds."""
         for listener in self._listeners:
             listener.routed(request, worker, now)
+
+
+def _scored(scorer: WorkerScorer, request: RouteRequest, candidates: Sequence[CandidateView]) -> Sequence[float]:
+    """What `scorer` says; a score that is not finite would make every comparison with it false, whoever is better."""
+    scores = scorer.score(request, candidates)
+    wrong = [score for score in scores if not math.isfinite(score)]
+    if wrong or len(scores) != len(candidates):
+        given = f"a score of {wrong[0]}" if wrong else f"{len(scores)} scores for {len(candidates)} workers"
+        raise PluginError(
+            f"the router scorer {type(scorer).__module__}.{type(scorer).__qualname__} gave {given}",
+            hint="leave it out of --router-scorers until it gives each worker a number from 0 to 1",
+        )
+    return scores
 
 
 def _filtered(

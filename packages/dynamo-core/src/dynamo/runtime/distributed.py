@@ -23,6 +23,7 @@ from dynamo.protocols.discovery import Discovery, InstanceRecord
 from dynamo.protocols.event_plane import EventPlane, EventPlaneOptions
 from dynamo.protocols.model_card import ModelDeploymentCard
 from dynamo.protocols.planes import ConnectingPlane, Handler, PlaneOptions, PlaneServer, RequestPlane
+from dynamo.runtime.claim_metrics import ClaimCollector
 from dynamo.runtime.client import EndpointClient
 from dynamo.runtime.discovery import create_discovery
 from dynamo.runtime.event_plane import create_event_plane
@@ -70,6 +71,7 @@ class DistributedRuntime:
         self.instances = Instances(self.discovery, settings.namespace)
         self.system_server: HttpServer | None = None
         self._plane_server: PlaneServer | None = None
+        self.metrics.register(ClaimCollector(lambda: [("asking", self.request_plane), ("serving", self._plane_server)]))
         self._event_transports: dict[str, str] = {}
         self._records: list[InstanceRecord] = []
         self._has_room: dict[EndpointAddress, Callable[[], bool]] = {}

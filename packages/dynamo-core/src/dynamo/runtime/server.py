@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
@@ -43,14 +42,23 @@ def iterator_handler(serve: Callable[[Any, RequestContext], AsyncIterator[Any]],
     return handle
 
 
-@contextlib.asynccontextmanager
-async def closing(items: AsyncIterator[Any]) -> AsyncIterator[None]:
-    """Close `items` at the end, if it is a generator: what it holds is freed now, not when it is collected."""
-    try:
-        yield
-    finally:
-        if isinstance(items, AsyncGenerator):
-            await items.aclose()
+class closing:  # noqa: N801 - like the standard library's, which takes nothing but generators
+    """Close `items` at the end, if it is a generator: what it holds is freed now, not when it is collected.
+
+    A class, because there are two per request: one made of a generator costs a tenth of what a request costs here.
+    """
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: AsyncIterator[Any]) -> None:
+        self._items = items
+
+    async def __aenter__(self) -> None:
+        """Nothing to open."""
+
+    async def __aexit__(self, *_: object) -> None:
+        if isinstance(self._items, AsyncGenerator):
+            await self._items.aclose()
 
 
 #: A cancelled generator gets this long to end by itself, with its last item.

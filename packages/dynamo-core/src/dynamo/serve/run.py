@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from dynamo.config.variables import warned_of
 from dynamo.errors import EngineError
 from dynamo.protocols.scheduling import ComponentSpec
 from dynamo.serve.allocator import check_port_free
@@ -165,6 +166,7 @@ def _run_environment(directory: Path, settings: ServeSettings) -> dict[str, str]
         "DYN_DISCOVERY_BACKEND": "file",
         "DYN_PLANE_SECRET": secrets.token_hex(32),
         "DYN_PLANE_SECRET_FILE": "",
+        **warned_of(os.environ),
     }
     if "log_level" in settings.model_fields_set:
         environment["DYN_LOG"] = settings.log_level

@@ -1,9 +1,8 @@
 """Where a run of ``dynamo serve`` keeps what outlives it: files, batches and responses of its frontends.
 
 A run's state directory goes with the run. By default there is a store per user, machine and model (or graph): who
-serves the same again finds what was kept, two runs of one model share it as frontends do, and no run takes the batches
-of another model, which it could not answer. The machine is part of it because home directories may be on a network,
-where SQLite files must not be shared.
+serves the same again finds what was kept, and two runs of one model share it as frontends do. The machine is part of it
+because home directories may be on a network, where SQLite files must not be shared.
 """
 
 from __future__ import annotations

@@ -1,18 +1,27 @@
 """Turns an engine's KV events into ours: our hashes, our numbers, and a mirror that answers for what was lost.
 
-One per worker process. The engine's block hashes are opaque and die here (DESIGN 4.2).
+One per worker process. The engine's block hashes are opaque and die here (DESIGN 4.2). Events wait until the outputs of
+their event-loop pass are with the socket, and those that came together are published together: alone an event costs a
+worker 50 us, among thirty 12. A router learns of a block a moment later; no client waits for its first token meanwhile.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import msgspec
 
 from dynamo.protocols.context import RequestContext
-from dynamo.protocols.kv_events import EngineKvEvents, KvEventBatch, KvSnapshotRequest
+from dynamo.protocols.kv_events import (
+    AllBlocksCleared,
+    EngineKvEvent,
+    EngineKvEvents,
+    KvEventBatch,
+    KvSnapshotRequest,
+)
 from dynamo.router.core.rank_mirror import REPLAY_BATCHES, RankMirror, RouterKvEvent
 
 __all__ = ["REPLAY_BATCHES", "KvEventPublisher", "RankMirror"]
@@ -22,6 +31,9 @@ _encode = msgspec.msgpack.Encoder().encode
 
 #: Runs of blocks in one snapshot item; a run is usually a whole prompt.
 _SNAPSHOT_RUNS = 4096
+#: What is published together is cut into messages at so many bytes of hashes: event planes bound a message, and the
+#: batches that are kept for listeners are kept whole.
+_MESSAGE_BYTES = 16 << 10
 
 
 class KvEventPublisher:
@@ -34,22 +46,37 @@ class KvEventPublisher:
         self._publish = publish
         self.epoch = time.time_ns()
         self._mirrors: dict[int, RankMirror] = {}
+        self._waiting: list[EngineKvEvents] = []
 
     async def follow(self, events: AsyncIterator[EngineKvEvents]) -> None:
         """Publish until the engine's events end."""
+        loop = asyncio.get_running_loop()
         async for batch in events:
-            self.take(batch)
+            if not self._waiting:
+                # In the pass after this one: what engines hand out in this one is sent at its end.
+                loop.call_soon(self._publish_waiting)
+            self._waiting.append(batch)
+        self._publish_waiting()
 
     def take(self, engine_events: EngineKvEvents) -> None:
         """Translate, number and publish the events of one engine step."""
-        mirror = self.mirror(engine_events.dp_rank)
-        translated = mirror.translate(engine_events.events)
-        if not translated:
-            return
-        mirror.sequence += 1
-        batch = self._batch(engine_events.dp_rank, mirror.sequence, translated)
-        mirror.recent.append(batch)
-        self._publish(_encode(batch))
+        self._publish_events(engine_events.dp_rank, engine_events.events)
+
+    def _publish_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        ranks: dict[int, list[EngineKvEvent]] = {}
+        for batch in waiting:
+            ranks.setdefault(batch.dp_rank, []).extend(batch.events)
+        for dp_rank, events in ranks.items():
+            self._publish_events(dp_rank, events)
+
+    def _publish_events(self, dp_rank: int, events: Sequence[EngineKvEvent]) -> None:
+        mirror = self.mirror(dp_rank)
+        for part in _messages(mirror.translate(events)):
+            mirror.sequence += 1
+            batch = self._batch(dp_rank, mirror.sequence, part)
+            mirror.recent.append(batch)
+            self._publish(_encode(batch))
 
     def mirror(self, dp_rank: int) -> RankMirror:
         """The mirror of one rank."""
@@ -91,3 +118,17 @@ class KvEventPublisher:
             self._model,
             snapshot,
         )
+
+
+def _messages(events: Sequence[RouterKvEvent]) -> Iterator[list[RouterKvEvent]]:
+    """`events`, in messages of not much more than `_MESSAGE_BYTES`."""
+    message: list[RouterKvEvent] = []
+    size = 0
+    for event in events:
+        message.append(event)
+        size += 0 if isinstance(event, AllBlocksCleared) else len(event.hashes)
+        if size >= _MESSAGE_BYTES:
+            yield message
+            message, size = [], 0
+    if message:
+        yield message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import json
 import time
 
@@ -105,6 +106,11 @@ async def test_a_broken_line_fails_the_batch_by_its_number(client):
         (error,) = done.errors.data
         assert (bad, error.line, error.code, error.param) == (bad, 3, code, param)
         assert error.message
+
+
+async def test_a_file_may_begin_with_the_mark_of_utf_8(client):
+    done = await client.until(await client.submit([codecs.BOM_UTF8 + client.line(0), client.line(1)]))
+    assert (done.status, done.request_counts.completed) == ("completed", 2)
 
 
 async def test_errors_of_a_file_that_is_no_batch_are_bounded(client):

@@ -11,6 +11,7 @@ import openai
 from dynamo.echo.engine import EchoEngine
 from dynamo.frontend.batches.input import InputLimits, inspect_input
 from dynamo.frontend.batches.line import LineCaller
+from dynamo.frontend.batches.model_names import ModelNames
 from dynamo.frontend.batches.record import BatchState
 from dynamo.frontend.batches.run import BatchRun, Workshop
 from dynamo.frontend.batches.table import BATCHES_SCHEMA, Answered, BatchTable
@@ -163,7 +164,9 @@ async def test_files_of_an_end_that_failed_do_not_stay_on_the_disk(tmp_path):
     await table.add_answers(made.number, [Answered(1, False, b"{}"), Answered(2, True, b"{}")])
     record.status = "finalizing"
     caller = LineCaller({}, lambda _model: False, 0, 1, 0.0)
-    shop = Workshop(table, space, caller, InputLimits(10, 1000), 1, 3600.0)
+    shop = Workshop(
+        table, space, caller, InputLimits(10, 1000), 1, 3600.0, lambda _model: True, ModelNames(database, list)
+    )
     work = asyncio.create_task(BatchRun(record, lambda _owner: ANONYMOUS, shop).run())
     await asyncio.wait_for(space.cleaned.wait(), 20)
     work.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -278,6 +279,49 @@ async def test_a_full_database_is_told(tmp_path):
     with pytest.raises(StorageFull, match="no room for files"):
         await fill()
     await database.close()
+
+
+@pytest.fixture
+async def two_processes(tmp_path):
+    """The spaces of two processes with one directory, for 3 files with 1000 bytes, and the time of both."""
+    now = [1_000_000.0]
+    async with contextlib.AsyncExitStack() as stack:
+        spaces = []
+        for _ in range(2):
+            database = Database(tmp_path / "db", FILES_SCHEMA + BATCHES, what="files", hint="")
+            stack.push_async_callback(database.close)
+            spaces.append(FileSpace(database, tmp_path / "files", 3, 1000, clock=lambda: now[0]))
+        yield *spaces, now
+
+
+async def test_uploads_at_two_processes_stay_within_the_bounds_together(two_processes):
+    one, other, now = two_processes
+    async with one.uploading(300) as first, other.uploading(0) as second:
+        await second.take(700)
+        for upload in (first.take(301), second.take(701)):
+            with pytest.raises(StorageFull):
+                await upload
+        await second.take(700)
+        await other.add(FileRecord("a", "", "batch", "f", 700, now[0], 2e9), second)
+        with pytest.raises(StorageFull):
+            await other.add(FileRecord("b", "", "batch", "f", 301, now[0], 2e9))
+        await other.add(FileRecord("b", "", "batch", "f", 0, now[0], 2e9))
+        with pytest.raises(StorageFull):  # the first upload is going to be the third file
+            await other.add(FileRecord("c", "", "batch", "f", 0, now[0], 2e9))
+    await other.add(FileRecord("c", "", "batch", "f", 300, now[0], 2e9))
+
+
+async def test_what_a_killed_process_reserved_is_free_after_a_while(two_processes):
+    one, other, now = two_processes
+    async with one.uploading(1000) as slow:
+        for _ in range(3):
+            now[0] += 100
+            await slow.take(10)
+            with pytest.raises(StorageFull):
+                await other.uploading(1).__aenter__()
+        now[0] += 130
+        async with other.uploading(1000):
+            pass
 
 
 async def test_old_files_and_orphans_go(tmp_path):

@@ -51,7 +51,7 @@ TABLE = {
     "no tokens": ({"max_output_tokens": 0}, "max_output_tokens"),
     "tokens is a string": ({"max_output_tokens": "3"}, "max_output_tokens"),
     "temperature": ({"temperature": 3}, "temperature"),
-    "top_p": ({"top_p": 0}, "top_p"),
+    "top_p": ({"top_p": -1}, "top_p"),
     "stream": ({"stream": "yes"}, "stream"),
     "metadata value": ({"metadata": {"a": 3}}, "metadata[...]"),
     "metadata pairs": ({"metadata": {str(i): "" for i in range(17)}}, "metadata"),

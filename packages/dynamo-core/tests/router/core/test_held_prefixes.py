@@ -9,14 +9,18 @@ import pytest
 
 from dynamo.router.core.held_prefixes import HeldPrefixes
 
+#: Blocks that prompts go on with: around the first steps between marks, and around the wider ones of long prompts.
+_SHORT = (0, 1, 5, 63, 64, 65, 200)
+_LONG = (0, 1, 63, 448, 511, 512, 513, 3583, 3584, 3585)
 
-def _prompts(rng: random.Random, number: int) -> list[list[int]]:
+
+def _prompts(rng: random.Random, number: int, lengths: tuple[int, ...]) -> list[list[int]]:
     """Prompts that branch off each other at any block; blocks are named by all that comes before them."""
     prompts: list[list[int]] = []
     for name in range(number):
         base = rng.choice(prompts) if prompts and rng.random() < 0.9 else []
         kept = base[: rng.randrange(len(base) + 1)]
-        new = rng.choice((0, 1, 5, 63, 64, 65, 200))
+        new = rng.choice(lengths)
         prompts.append([*kept, *(hash((name, place)) for place in range(len(kept), len(kept) + new))])
     return prompts
 
@@ -28,13 +32,16 @@ def _shared(prompt: list[int], counts: Counter[int]) -> int:
     return shared
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_held_blocks_are_those_of_a_table_of_counts(seed):
+@pytest.mark.parametrize(
+    ("seed", "lengths", "steps"),
+    [*((seed, _SHORT, 300) for seed in range(30)), *((seed, _LONG, 60) for seed in (1, 2))],
+)
+def test_held_blocks_are_those_of_a_table_of_counts(seed, lengths, steps):
     rng = random.Random(seed)
     held, counts = HeldPrefixes(), Counter()
-    prompts = _prompts(rng, 40)
+    prompts = _prompts(rng, 40, lengths)
     running = []
-    for _ in range(300):
+    for _ in range(steps):
         if running and rng.random() < 0.45:
             run, prompt = running.pop(rng.randrange(len(running)))
             held.remove(run)

@@ -10,7 +10,7 @@ import nats
 import pytest
 
 from dynamo.protocols.broker import BrokerOptions
-from dynamo.protocols.claims import ClaimingPlane, ClaimingServer
+from dynamo.protocols.claims import ClaimingPlane, ClaimingServer, CountsClaims
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.model_card import ModelDeploymentCard
 from dynamo.protocols.planes import PlaneOptions
@@ -77,9 +77,18 @@ class Group:
         assert claim is None or claim.by == "nats"
         return None if claim is None else tuple(claim.worker)
 
+    def asked(self) -> dict[str, int]:
+        """How the asks ended, of what happened."""
+        assert isinstance(self.asking, CountsClaims)
+        return happened(self.asking)
+
     async def close(self) -> None:
         for plane in self.planes:
             await plane.close()
+
+
+def happened(counted: CountsClaims) -> dict[str, int]:
+    return {outcome: number for outcome, number in counted.claim_outcomes.items() if number}
 
 
 @pytest.fixture
@@ -127,6 +136,8 @@ async def test_many_asks_at_once_get_an_answer_each_and_leave_nothing_behind(gro
     counts = [sum(claim.worker.instance_id == number for claim in claims) for number in (1, 2)]
     assert sum(counts) == 200
     assert min(counts) > 40
+    assert group.asked() == {"claimed": 200}
+    assert [happened(server) for server in group.servers] == [{"claimed": count} for count in counts]
     assert not group.asking._inbox_channels.transports
 
 
@@ -145,14 +156,16 @@ async def test_an_empty_group_is_known_at_once(group):
     await group.add()
     await group.empty()
     assert await group.ask() is None
+    assert group.asked() == {"nobody": 1}
 
 
 async def test_who_is_full_does_not_claim_until_it_has_room(group):
     rooms = [False]
-    await group.add(has_room=lambda: rooms[0])
+    server = await group.add(has_room=lambda: rooms[0])
     assert await group.ask() is None
     rooms[0] = True
     assert await group.ask() == (1, 0)
+    assert group.asked() == happened(server) == {"declined": 1, "claimed": 1}
 
 
 async def test_who_drains_does_not_claim(group):
@@ -216,10 +229,24 @@ async def hang(outsider, record) -> asyncio.Event:
     async def take(message):
         asked.set()
 
+    await be_member(outsider, record, take)
+    return asked
+
+
+async def say(outsider, record, secret: bytes, answer: bytes) -> None:
+    """Be a member that knows `secret` and says always the same."""
+
+    async def take(message):
+        channel = message.subject.rpartition(".")[2]
+        await outsider.publish(message.reply, Envelope(secret, channel, asking=False).seal(CLAIM, 0, answer))
+
+    await be_member(outsider, record, take)
+
+
+async def be_member(outsider, record, take) -> None:
     await outsider.subscribe(f"{group_subject(record)}.*", queue="claims", cb=take)
     for _ in range(2):  # the first ping may overtake the subscription
         await outsider.flush()
-    return asked
 
 
 async def test_a_member_that_hangs_costs_one_wait_and_then_nobody_is_asked_for_a_while(
@@ -233,12 +260,14 @@ async def test_a_member_that_hangs_costs_one_wait_and_then_nobody_is_asked_for_a
     await asyncio.wait_for(asked.wait(), TIMEOUT)
     assert group.begin() is None
     assert not group.asking._inbox_channels.transports
+    assert group.asked() == {"silent": 1}
 
 
 async def test_an_instance_with_another_secret_neither_claims_nor_is_believed(make_group, nats_server):
     group = await make_group(nats_server, claim_seconds=0.05)
-    await group.add(secret=b"another")
+    server = await group.add(secret=b"another")
     assert await group.ask() is None
+    assert (group.asked(), happened(server)) == ({"silent": 1}, {"refused": 1})
 
 
 async def test_nobody_can_claim_without_the_secret(make_group, nats_server, outsider):
@@ -259,9 +288,7 @@ async def test_nobody_can_claim_without_the_secret(make_group, nats_server, outs
         await outsider.publish(message.reply, b"")
         await outsider.publish(message.reply, b"\xff" * 40)
 
-    await outsider.subscribe(f"{group_subject(group.records[0])}.*", queue="claims", cb=lie)
-    for _ in range(2):
-        await outsider.flush()
+    await be_member(outsider, group.records[0], lie)
     assert await group.ask() is None
     assert len(said) == 1
 
@@ -296,14 +323,7 @@ async def test_an_answer_that_cannot_be_read_is_none(make_group, nats_server, ou
     group = await make_group(nats_server, secret=b"")
     await group.add(secret=b"")
     await group.empty()
-
-    async def say(message):
-        channel = message.subject.rpartition(".")[2]
-        await outsider.publish(message.reply, Envelope(b"", channel, asking=False).seal(CLAIM, 0, answer))
-
-    await outsider.subscribe(f"{group_subject(group.records[0])}.*", queue="claims", cb=say)
-    for _ in range(2):
-        await outsider.flush()
+    await say(outsider, group.records[0], b"", answer)
     assert await group.ask() is None
 
 
@@ -312,14 +332,7 @@ async def test_fields_of_a_later_version_in_an_answer_are_ignored(make_group, na
     await group.add()
     await group.empty()
     answer = msgspec.msgpack.encode({"instance_id": 5, "dp_rank": 2, "later": [1]})
-
-    async def say(message):
-        channel = message.subject.rpartition(".")[2]
-        await outsider.publish(message.reply, Envelope(b"s", channel, asking=False).seal(CLAIM, 0, answer))
-
-    await outsider.subscribe(f"{group_subject(group.records[0])}.*", queue="claims", cb=say)
-    for _ in range(2):
-        await outsider.flush()
+    await say(outsider, group.records[0], b"s", answer)
     assert await group.ask() == (5, 2)
 
 
@@ -350,6 +363,7 @@ async def test_nats_going_away_ends_the_asks_and_the_group_is_there_when_it_is_b
     await stays.join(group.records[0], always)
     own_nats_server.kill()
     assert await asyncio.wait_for(asked, TIMEOUT) is None
+    assert group.asked() == {"lost": 1}
     await outsider.close()
     await asyncio.to_thread(own_nats_server.start)
     for plane in group.planes:

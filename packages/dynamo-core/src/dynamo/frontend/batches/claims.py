@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from dynamo.errors import DynamoError
+from dynamo.frontend.batches.record import BatchRecord
 from dynamo.frontend.batches.run import BatchRun, Workshop
 from dynamo.frontend.security import Identity
 
@@ -89,9 +90,11 @@ class BatchClaims:
                     task.cancel()
                 elif held.get(number) == "cancelling":
                     run.cancel.set()
+        await self._shop.remembered.learn()
         if len(self._runs) < _OWNERS_AT_ONCE:
             most, first = (max(0, limit - len(self._runs)) for limit in (_BATCHES_AT_ONCE, _OWNERS_AT_ONCE))
-            for record in await self._shop.table.claim(most, self._limits.lease_seconds, first_of_owner=first):
+            lease = self._limits.lease_seconds
+            for record in await self._shop.table.claim(most, lease, first_of_owner=first, takes=self._takes):
                 logger.info("batch %s is %s", record.id, record.status)
                 run = BatchRun(record, self._identity_of, self._shop)
                 task = asyncio.get_running_loop().create_task(run.run())
@@ -101,6 +104,16 @@ class BatchClaims:
             self._next_tidy = time.monotonic() + _TIDY_SECONDS
             await self._shop.space.tidy()
             await self._shop.table.forget(self._limits.keep_seconds)
+        await self._shop.remembered.note()
+
+    def _takes(self, record: BatchRecord) -> bool:
+        """Other processes may share the store, and serve other models and API keys: what is theirs is left to them.
+
+        What only has to be ended anybody can end.
+        """
+        if record.status in ("cancelling", "finalizing") or record.state.expires_at <= time.time():
+            return True
+        return self._identity_of(record.owner) is not None and not self._shop.leaves(record)
 
     def _collect(self) -> None:
         for number, (_, task) in list(self._runs.items()):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from dynamo.errors import InvalidRequest
+from dynamo.frontend.batches.model_names import ModelNames
 from dynamo.frontend.batches.record import new_batch_id
 from dynamo.frontend.batches.request import BatchRequest, new_state
 from dynamo.frontend.batches.table import BatchTable
@@ -23,17 +24,28 @@ __all__ = ["Batches"]
 class Batches:
     """The route handlers; `wake` is called when there is something to do."""
 
-    def __init__(self, table: BatchTable, space: FileSpace, metrics: FrontendMetrics, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        table: BatchTable,
+        names: ModelNames,
+        space: FileSpace,
+        metrics: FrontendMetrics,
+        wake: Callable[[], None],
+        *,
+        strict: bool,
+    ) -> None:
         self._table = table
+        self._names = names
         self._space = space
         self._wake = wake
+        self._strict = strict
         self._calls = Calls(metrics, "batches")
 
     def create(self, exchange: Exchange) -> None:
         """Make a batch of a file. The file is looked at later: what is wrong in it is in the batch's ``errors``."""
 
         async def work() -> None:
-            request = decode_body(exchange.body, BatchRequest)
+            request = decode_body(exchange.body, BatchRequest, strict=self._strict)
             state = new_state(request, time.time())
             owner = current_identity().name
             try:
@@ -45,6 +57,8 @@ class Batches:
                     f"the purpose of {file.id!r} is {file.purpose!r}; a batch reads files of purpose batch",
                     param="input_file_id",
                 )
+            # First, or a process that serves another model could end it as one for a model that does not exist.
+            await self._names.note()
             record = await self._table.add(new_batch_id(), owner, file.id, state)
             self._wake()
             exchange.respond_json(200, record.body())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,6 +104,8 @@ def _lines(path: Path, limits: InputLimits) -> Iterator[tuple[int, bytes]]:
             cut = len(line) > line_bytes
             while cut and not line.endswith(b"\n") and (rest := file.readline(line_bytes)) and rest[-1:] != b"\n":
                 pass
+            if number == 1:  # some editors mark UTF-8 there
+                line = line.removeprefix(codecs.BOM_UTF8)
             # Blank lines do not matter, but a file of hundreds of millions would hold up everything else.
             if line.strip() or number > most_lines:
                 yield number, line

@@ -52,8 +52,8 @@ class BatchState(msgspec.Struct):
     expires_at: float
     metadata: dict[str, str] | None = None
     output_expiry_seconds: float | None = None
-    model: str | None = None
-    """When all requests name the same."""
+    models: list[str] = []
+    """What the requests name, once the input has been read; empty when they are very many."""
     total: int = 0
     errors: list[BatchFault] = []
     output_file_id: str | None = None
@@ -96,7 +96,7 @@ class BatchRecord(msgspec.Struct):
             "id": self.id,
             "object": "batch",
             "endpoint": state.endpoint,
-            "model": state.model,
+            "model": state.models[0] if len(state.models) == 1 else None,
             "errors": {"object": "list", "data": state.errors} if state.errors else None,
             "input_file_id": self.input_file_id,
             "completion_window": state.completion_window,

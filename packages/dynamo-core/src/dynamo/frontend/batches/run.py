@@ -11,6 +11,7 @@ from typing import NamedTuple
 from dynamo.errors import DynamoError, EngineError, LeaseLost, Unauthorized
 from dynamo.frontend.batches.input import BatchLine, InputLimits, inspect_input, read_lines
 from dynamo.frontend.batches.line import LineCaller, unanswered
+from dynamo.frontend.batches.model_names import ModelNames
 from dynamo.frontend.batches.output import write_output
 from dynamo.frontend.batches.record import BatchFault, BatchRecord, Status
 from dynamo.frontend.batches.table import Answered, BatchTable
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 #: Between tries when the store or the disk fails; what is answered stays answered.
 _STORE_PAUSE_SECONDS = 5.0
 _EXPIRED_AT_ONCE = 500
+#: Of a batch that names more, nobody asks which.
+_MODELS = 16
 
 
 class _InputLost(EngineError):
@@ -36,6 +39,10 @@ class _KeyGone(Unauthorized):
     code = "invalid_api_key"
 
 
+class _NotServed(EngineError):
+    """This process serves none of the models that the batch is for; others may."""
+
+
 class Workshop(NamedTuple):
     """What all batches of a process share."""
 
@@ -46,6 +53,14 @@ class Workshop(NamedTuple):
     concurrency: int
     """How many requests of one batch are taken up at a time; how many are in work is up to the caller."""
     file_expiry_seconds: float
+    knows_model: Callable[[str], bool]
+    """Whether requests for a model can be answered by this process."""
+    remembered: ModelNames
+
+    def leaves(self, record: BatchRecord) -> bool:
+        """Whether a batch is for others: this process serves none of its models, and some process once served one."""
+        models = record.state.models
+        return not any(map(self.knows_model, models)) and any(name in self.remembered for name in models)
 
 
 class BatchRun:
@@ -61,7 +76,7 @@ class BatchRun:
             self.cancel.set()
 
     async def run(self) -> None:
-        """Until its end, or until another process holds it. Cancelling it leaves it to go on later."""
+        """Until its end, or until it is another process's. Cancelling it leaves it to go on later."""
         fault: BatchFault | None = None
         while True:
             try:
@@ -85,11 +100,16 @@ class BatchRun:
 
     async def _run(self) -> None:
         record = self._record
-        self._identity()
         if record.status == "validating" and not await self._validate():
             return
         if record.status != "finalizing":
-            await self._answer_until_end()
+            try:
+                await self._shop.remembered.learn()
+                await self._answer_until_end()
+            except _NotServed as error:
+                logger.warning("batch %s waits for a frontend that serves its model: %s", record.id, error)
+                await self._shop.table.release(record.number)
+                return
         await self._finish()
 
     def _identity(self) -> Identity:
@@ -97,6 +117,8 @@ class BatchRun:
         found = self._identity_of(self._record.owner)
         if found is None:
             raise _KeyGone("the API key that made the batch is not valid any more")
+        if self._shop.leaves(self._record):
+            raise _NotServed(f"nothing here serves {', '.join(self._record.state.models)}")
         return found
 
     async def _validate(self) -> bool:
@@ -111,7 +133,7 @@ class BatchRun:
             await self._fail(found.faults)
             return False
         record.state.total = found.total
-        record.state.model = next(iter(found.models)) if len(found.models) == 1 else None
+        record.state.models = sorted(found.models) if len(found.models) <= _MODELS else []
         record.state.in_progress_at = time.time()
         if await shop.table.validated(record):
             record.status = "in_progress"
@@ -134,7 +156,7 @@ class BatchRun:
             work.result()
 
     async def _answer_all(self) -> None:
-        if self.cancel.is_set():
+        if self.cancel.is_set() or self._record.state.expires_at <= time.time():
             return
         lines = self._open_lines()
         turn = asyncio.Lock()
@@ -220,11 +242,16 @@ class BatchRun:
         """Answer what was not answered in time."""
         late: list[Answered] = []
         async for line in self._open_lines():
-            late.append(unanswered(line, "batch_expired", "the completion window was over before this request"))
+            late.append(unanswered(line, "batch_expired", self._why_late(line)))
             if len(late) >= _EXPIRED_AT_ONCE:
                 await self._shop.table.add_answers(self._record.number, late)
                 late = []
         await self._shop.table.add_answers(self._record.number, late)
+
+    def _why_late(self, line: BatchLine) -> str:
+        model = line.body["model"]
+        reason = "" if self._shop.knows_model(model) else f", and {model!r} is not served here"
+        return f"the completion window was over before this request{reason}"
 
     async def _fail(self, faults: list[BatchFault]) -> None:
         self._record.state.errors = faults

@@ -12,6 +12,7 @@ from dynamo.frontend.batches.claims import BatchClaims, BatchLimits
 from dynamo.frontend.batches.endpoint import Batches
 from dynamo.frontend.batches.input import InputLimits
 from dynamo.frontend.batches.line import LineCaller
+from dynamo.frontend.batches.model_names import MODEL_NAMES_SCHEMA, ModelNames
 from dynamo.frontend.batches.request import ENDPOINTS, BatchRequest
 from dynamo.frontend.batches.run import Workshop
 from dynamo.frontend.batches.table import BATCHES_SCHEMA, BatchTable
@@ -50,7 +51,7 @@ class BatchService:
         self._security = security
         self._database = Database(
             directory / "batches.sqlite",
-            FILES_SCHEMA + BATCHES_SCHEMA,
+            FILES_SCHEMA + BATCHES_SCHEMA + MODEL_NAMES_SCHEMA,
             what="files and batches",
             hint="choose a writable --state-dir, or --file-store-mib 0 to serve no files and batches",
         )
@@ -63,8 +64,9 @@ class BatchService:
             max_own=_OPEN_BATCHES_OF_OWNER,
             keyed=security is not None,
         )
+        self._names = ModelNames(self._database, models.announced_names)
         self._files = Files(self._space, metrics, settings.file_expiry_days)
-        self._batches = Batches(self._table, self._space, metrics, self._wake)
+        self._batches = Batches(self._table, self._names, self._space, metrics, self._wake, strict=settings.strict)
         self._claims: BatchClaims | None = None
 
     def routes(self) -> list[Route]:
@@ -101,6 +103,8 @@ class BatchService:
             InputLimits(settings.batch_max_requests, settings.http_body_limit_mib << 20),
             settings.batch_concurrency,
             expiry,
+            self._models.knows,
+            self._names,
         )
         self._claims = BatchClaims(shop, BatchLimits(settings.batch_lease_seconds, expiry), self._identity_of)
         self._claims.start()

@@ -156,20 +156,29 @@ class BatchTable:
             raise BatchEnded(f"batch {batch_id!r} cannot be cancelled: it is {record.status}", param="batch_id")
         return record
 
-    async def claim(self, most: int, lease_seconds: float, *, first_of_owner: int = 0) -> list[BatchRecord]:
-        """Batches that have not ended and that nobody holds; they are held from now on.
+    async def claim(
+        self,
+        most: int,
+        lease_seconds: float,
+        *,
+        first_of_owner: int = 0,
+        takes: Callable[[BatchRecord], bool] = lambda _: True,
+    ) -> list[BatchRecord]:
+        """Batches that have not ended, that nobody holds and that this process `takes`; they are held from now on.
 
         Owners of whom fewest are held, by whatever process, come first, then the oldest batches. Up to `most`, and up
         to `first_of_owner` as long as their owners have none.
         """
         now = self._clock()
         # Its own batches are never claimed again: they are still in work, however late their lease is renewed.
-        query, values = _SELECT + _FREE + " ORDER BY number", (now, self._holder, self._keyed)
-        if not await self._database.run(lambda database: database.execute(query, values).fetchone()):
+        where, values = _FREE + " ORDER BY number", (now, self._holder, self._keyed)
+        wanted = {record.number for record in await self._select(where, values) if takes(record)}
+        if not wanted:
             return []  # the usual answer, without the write lock
 
         def work(database: sqlite3.Connection) -> list[BatchRecord]:
-            free = [_record(row) for row in database.execute(query, values).fetchall()]
+            rows = database.execute(_SELECT + where, values).fetchall()
+            free = [record for record in map(_record, rows) if record.number in wanted]
             held = Counter(dict(database.execute(_HELD, (now,)).fetchall()))
             found: list[BatchRecord] = []
             while free:
@@ -196,13 +205,10 @@ class BatchTable:
 
         return await self._database.transaction(work)
 
-    async def release(self) -> None:
-        """Let others go on with what is held."""
-        await self._database.run(
-            lambda database: database.execute(
-                "UPDATE batches SET holder = NULL, lease_until = 0 WHERE holder = ?", (self._holder,)
-            )
-        )
+    async def release(self, number: int | None = None) -> None:
+        """Let others go on with batch `number`, or with all that is held."""
+        query = "UPDATE batches SET holder = NULL, lease_until = 0 WHERE holder = ?1 AND number = COALESCE(?2, number)"
+        await self._database.run(lambda database: database.execute(query, (self._holder, number)))
 
     async def validated(self, record: BatchRecord) -> bool:
         """The input is right: work begins. False when its end was asked for meanwhile."""

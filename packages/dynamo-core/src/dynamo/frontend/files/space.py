@@ -1,7 +1,8 @@
 """Where files lie: bodies in a directory, records in the table ``files``.
 
 A body is written first and recorded afterwards, and a record is removed before its body: what a killed process leaves
-is a body without a record, which `FileSpace.tidy` removes when it is old.
+is a body without a record, which `FileSpace.tidy` removes when it is old. Room for what comes in is reserved in the
+table ``uploads``, so that all processes together stay within the bounds; what a killed process reserved is free soon.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
-from dynamo.errors import ConfigError, InvalidRequest
+from dynamo.errors import ConfigError, DynamoError, InvalidRequest
 from dynamo.frontend.database import Database, StorageFull
 from dynamo.frontend.files.record import FileNotKept, FileRecord
 from dynamo.frontend.listing import Page
@@ -28,10 +30,13 @@ CREATE TABLE IF NOT EXISTS files (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL, purpose TEXT NOT NULL,
     filename TEXT NOT NULL, bytes INTEGER NOT NULL, created REAL NOT NULL, expires REAL NOT NULL
 );
+CREATE TABLE IF NOT EXISTS uploads (id TEXT PRIMARY KEY, bytes INTEGER NOT NULL, until REAL NOT NULL);
 """
 _SELECT = "SELECT id, owner, purpose, filename, bytes, created, expires FROM files WHERE "
 #: A body without a record may still be in writing.
 _ORPHAN_SECONDS = 24 * 3600.0
+#: Of a reservation, from its last renewal on. The HTTP server ends an upload of which nothing comes for 30 s.
+_RESERVED_SECONDS = 120.0
 
 
 class FileInUse(InvalidRequest):
@@ -44,18 +49,24 @@ class FileInUse(InvalidRequest):
 class Reservation:
     """Room that an upload takes until it is recorded or given up. Made by `FileSpace.uploading`."""
 
-    def __init__(self, grow: Callable[[Reservation, int], Awaitable[None]]) -> None:
-        self._grow = grow
-        self.bytes = 0
+    def __init__(self, reserve: Callable[[str, int], Awaitable[None]], clock: Callable[[], float]) -> None:
+        self.id = secrets.token_hex(16)
+        self._reserve = reserve
+        self._clock = clock
+        self._bytes = -1
+        self._renew_at = 0.0
 
     async def take(self, size: int) -> None:
-        """Reserve `size` bytes in all; what is reserved already stays so.
+        """Reserve `size` bytes in all; what is reserved already stays so. To be called with every piece that comes.
 
         Raises:
             StorageFull: there is no room for them.
         """
-        if size > self.bytes:
-            await self._grow(self, size)
+        if size > self._bytes or self._clock() >= self._renew_at:
+            size = max(size, self._bytes)
+            renew_at = self._clock() + _RESERVED_SECONDS / 2
+            await self._reserve(self.id, size)
+            self._bytes, self._renew_at = size, renew_at
 
 
 class FileSpace:
@@ -85,9 +96,6 @@ class FileSpace:
         self._max_files = max_files
         self._max_bytes = max_bytes
         self._clock = clock
-        self._reservations: list[Reservation] = []
-        """Of this process; what others receive is found out when it is recorded."""
-        self._reserving = asyncio.Lock()
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -108,12 +116,12 @@ class FileSpace:
         Raises:
             StorageFull: a file of `size` bytes would be one, or too large, too much.
         """
-        reservation = Reservation(self._reserve)
-        await self._reserve(reservation, size)
+        reservation = Reservation(self._reserve, self._clock)
+        await reservation.take(size)
         try:
             yield reservation
         finally:
-            self._reservations.remove(reservation)
+            await self._give_back(reservation.id)
 
     async def add(self, record: FileRecord, reservation: Reservation | None = None) -> None:
         """Record a file whose body is complete, for which `reservation` was made.
@@ -123,8 +131,10 @@ class FileSpace:
         """
 
         def work(database: sqlite3.Connection) -> None:
-            self._check_room(database, record.bytes, reservation)
+            upload = "" if reservation is None else reservation.id
+            self._check_room(database, record.bytes, upload)
             insert_file(database, record)
+            database.execute("DELETE FROM uploads WHERE id = ?", (upload,))
 
         await self._database.transaction(work)
 
@@ -238,18 +248,26 @@ class FileSpace:
             logger.warning("%s cannot be tidied: %s", self._directory, error.strerror)
         return old
 
-    async def _reserve(self, reservation: Reservation, size: int) -> None:
-        # One at a time: of two that fit only one by one the first gets the room.
-        async with self._reserving:
-            await self._database.run(lambda database: self._check_room(database, size, reservation))
-            reservation.bytes = size
-            if reservation not in self._reservations:
-                self._reservations.append(reservation)
+    async def _reserve(self, upload: str, size: int) -> None:
+        def work(database: sqlite3.Connection) -> None:
+            database.execute("DELETE FROM uploads WHERE until < ?", (self._clock(),))
+            self._check_room(database, size, upload)
+            row = (upload, size, self._clock() + _RESERVED_SECONDS)
+            database.execute("INSERT OR REPLACE INTO uploads (id, bytes, until) VALUES (?, ?, ?)", row)
 
-    def _check_room(self, database: sqlite3.Connection, size: int, own: Reservation | None) -> None:
-        count, used = database.execute("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM files").fetchone()
-        others = [reservation for reservation in list(self._reservations) if reservation is not own]
-        count, used = count + len(others), used + sum(reservation.bytes for reservation in others)
+        await self._database.transaction(work)
+
+    async def _give_back(self, upload: str) -> None:
+        try:
+            await self._database.run(lambda database: database.execute("DELETE FROM uploads WHERE id = ?", (upload,)))
+        except DynamoError as error:
+            logger.warning("the room of an upload is free in %g s: %s", _RESERVED_SECONDS, error)
+
+    def _check_room(self, database: sqlite3.Connection, size: int, upload: str) -> None:
+        """Whether `upload` may have `size` bytes beside all files and the other uploads."""
+        query = """SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM (
+            SELECT bytes FROM files UNION ALL SELECT bytes FROM uploads WHERE id != ? AND until >= ?)"""
+        count, used = database.execute(query, (upload, self._clock())).fetchone()
         if count >= self._max_files or used + size > self._max_bytes:
             raise StorageFull(
                 f"{count} files with {used} bytes are kept or come in; at most {self._max_files} files with "

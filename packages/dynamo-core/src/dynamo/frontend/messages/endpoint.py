@@ -57,7 +57,7 @@ class Messages:
         """How many tokens the prompt of a request has."""
         with Refusals(self._metrics, exchange, "count_tokens"):
             check_room(self._metrics, self._settings.max_inflight_requests)
-            chat = chat_request(decode_body(exchange.body, TokenCountRequest))
+            chat = chat_request(decode_body(exchange.body, TokenCountRequest, strict=self._settings.strict))
             check_chat(chat)
             check_tools(chat)
             prompts = chat_prompts(chat, self._models.get(chat.model), len(exchange.body))

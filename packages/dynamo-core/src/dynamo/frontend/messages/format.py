@@ -12,7 +12,8 @@ import msgspec
 
 from dynamo.errors import DynamoError
 from dynamo.frontend.messages.errors import render_error
-from dynamo.frontend.parts import Outcome, Part, argument_object
+from dynamo.frontend.parts import Outcome, Part
+from dynamo.preprocessor.messages import argument_object
 from dynamo.protocols.llm import Usage
 
 __all__ = ["MessageFormat"]

@@ -22,6 +22,9 @@ _THINKING = {"enabled": True, "adaptive": True, "between_tools": True, "disabled
 class TokenCountRequest(msgspec.Struct, kw_only=True):
     """``POST /v1/messages/count_tokens``: what becomes part of the prompt."""
 
+    #: Parameters of the API that have no effect here; a strict frontend takes them all the same.
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"cache_control", "context_management", "service_tier"})
+
     model: str
     messages: list[dict[str, Any]]
     system: str | list[dict[str, Any]] | None = None
@@ -35,9 +38,6 @@ class TokenCountRequest(msgspec.Struct, kw_only=True):
 
 class MessageRequest(TokenCountRequest, kw_only=True):
     """``POST /v1/messages``."""
-
-    #: Parameters of the API that have no effect here; a strict frontend takes them all the same.
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"cache_control", "context_management", "service_tier"})
 
     max_tokens: int
     stream: bool | None = None

@@ -13,7 +13,7 @@ from typing import Any
 
 from dynamo.errors import InvalidRequest
 from dynamo.frontend.body_bounds import check_messages
-from dynamo.frontend.parts import argument_object
+from dynamo.preprocessor.messages import argument_object
 
 __all__ = ["Item", "conversation", "messages_of", "read_items"]
 

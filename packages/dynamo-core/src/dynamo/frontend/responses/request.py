@@ -102,7 +102,7 @@ def chat_request(request: ResponseRequest, messages: list[dict[str, Any]]) -> Ch
         tool_choice=_chat_tool_choice(request.tool_choice),
         parallel_tool_calls=request.parallel_tool_calls,
         response_format=_response_format(request.text),
-        chat_template_kwargs=_template_variables(request.reasoning),
+        reasoning_effort=_effort(request.reasoning),
         cache_salt=request.cache_salt,
         priority=request.priority,
         user=request.user,
@@ -184,11 +184,8 @@ def _response_format(text: dict[str, Any] | None) -> dict[str, Any] | None:
     return {"type": "json_schema", "json_schema": {"name": wanted.get("name"), "schema": wanted["schema"]}}
 
 
-def _template_variables(reasoning: dict[str, Any] | None) -> dict[str, Any] | None:
-    """What chat templates that know about reasoning read; others leave it alone."""
+def _effort(reasoning: dict[str, Any] | None) -> str | None:
     effort = (reasoning or {}).get("effort")
-    if effort is None:
-        return None
-    if not isinstance(effort, str):
+    if effort is not None and not isinstance(effort, str):
         raise InvalidRequest("'reasoning.effort' must be a string", param="reasoning.effort")
-    return {"enable_thinking": False} if effort == "none" else {"reasoning_effort": effort}
+    return effort

@@ -7,6 +7,8 @@ beyond the bookings is the load of routers that say nothing, or output that has 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dynamo.router.core.held_prefixes import HeldPrefixes, Run
 
 __all__ = ["REPORT_LIFETIME_SECONDS", "ActiveSequences", "Booking"]
@@ -69,7 +71,7 @@ class ActiveSequences:
         """Requests that are booked."""
         return len(self._open)
 
-    def book(self, uncached_tokens: int, hashes: list[int], now: float, *, unnamed_blocks: int = 0) -> Booking:
+    def book(self, uncached_tokens: int, hashes: Sequence[int], now: float, *, unnamed_blocks: int = 0) -> Booking:
         """A request was sent: it has `uncached_tokens` to compute and its prompt is the blocks `hashes`.
 
         Of another router's request only the number of blocks that no other one holds is known: `unnamed_blocks`.
@@ -82,7 +84,7 @@ class ActiveSequences:
         self.decode_blocks = self._booked_blocks() + self._foreign_decode_blocks
         return booking
 
-    def shared_blocks(self, hashes: list[int], likely: int) -> int:
+    def shared_blocks(self, hashes: Sequence[int], likely: int) -> int:
         """How many blocks of the prompt `hashes` the running requests hold; `likely` is tried first."""
         return self._blocks.shared(hashes, likely)
 

@@ -21,7 +21,7 @@ import heapq
 import itertools
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from dynamo.router.core.hidden_blocks import HiddenBlocks
 
@@ -145,7 +145,7 @@ class PrefixIndex:
             for run in [run for run in self._all_runs() if run.workers & bit]:
                 self._lose(bit, run)
 
-    def match(self, hashes: list[int]) -> dict[int, int]:
+    def match(self, hashes: Sequence[int]) -> dict[int, int]:
         """For each worker that holds any of it, how many blocks of the prefix `hashes` it holds."""
         last, run = self._last_held(hashes)
         if run is None:
@@ -178,7 +178,7 @@ class PrefixIndex:
             for sequence_hash, parent in hidden:
                 yield worker, [sequence_hash], parent
 
-    def _last_held(self, hashes: list[int]) -> tuple[int, _Run | None]:
+    def _last_held(self, hashes: Sequence[int]) -> tuple[int, _Run | None]:
         """Place and run of the last block of the prefix `hashes` that somebody holds; -1 and None where nobody does."""
         runs = self._runs
         if not hashes or hashes[0] not in runs:

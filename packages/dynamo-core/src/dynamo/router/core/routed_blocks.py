@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Sequence
 
 __all__ = ["RoutedBlocks"]
 
@@ -23,7 +24,7 @@ class RoutedBlocks:
     def __len__(self) -> int:
         return len(self._used_at)
 
-    def use(self, hashes: list[int], now: float) -> list[int]:
+    def use(self, hashes: Sequence[int], now: float) -> list[int]:
         """The worker gets a prompt of these blocks; which of the earlier ones it is believed to have dropped for it."""
         used_at = self._used_at
         # From the end of the prompt, so that a block never outlives those that it hangs on.

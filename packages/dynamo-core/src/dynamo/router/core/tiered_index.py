@@ -7,6 +7,7 @@ together, and one of all three. The wider ones exist only once a worker has publ
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from dynamo.router.core.prefix_index import PrefixIndex
@@ -83,7 +84,7 @@ class TieredIndex:
             index.clear(worker)
         self._tiers.pop(worker, None)
 
-    def match(self, hashes: list[int]) -> TierMatch:
+    def match(self, hashes: Sequence[int]) -> TierMatch:
         """See `PrefixIndex.match`, for each tier and those above it."""
         device = self.device.match(hashes)
         if self._wider is None:

@@ -25,10 +25,13 @@ __all__ = ["TtftModel", "TtftPredictor"]
 
 _Floats: TypeAlias = "npt.NDArray[np.float64]"
 
-#: Observations between two fits, and before the first: a fit takes some 40 us, an observation 10.
+#: Observations before a fit, which takes some 60 us; of more of them within `_FIT_SECONDS` one is made.
 _FIT_EVERY = 8
+_FIT_SECONDS = 1.0
+_MOST_WAITING = 64
 #: What the inputs are fitted in, so that all coefficients have about the size of a second.
-_UNITS = np.array([1.0, 1e3, 1e3, 1e8, 1e5])
+_PREFILL, _PAIRS, _HELD = 1e3, 1e8, 1e5
+_UNITS = np.array((1.0, _PREFILL, _PREFILL, _PAIRS, _HELD))
 #: More of anything, in `_UNITS`, is not a worker's load but a report that is wrong; it would drown all others.
 _MOST = 1e6
 #: A residual counts as at most this many times the usual one.
@@ -78,6 +81,10 @@ class TtftPredictor:
         self._judged = 0.0
         """Weight of the errors."""
         self._last: float | None = None
+        self._waiting: list[tuple[float, float, tuple[float, ...]]] = []
+        """Observations that are in no sum yet: time, seconds and inputs of each."""
+        self._fitted: float | None = None
+        """Time of the last fit, to which the sums belong."""
         self.observed = 0
         self.model: TtftModel | None = None
         """None before there is enough to learn from."""
@@ -90,16 +97,32 @@ class TtftPredictor:
     def observe(self, facts: WorkerFacts, prompt_tokens: int, seconds: float, now: float) -> None:
         """The first token of a prompt came after `seconds` from a worker that had `facts` at the decision."""
         inputs = _inputs(facts, prompt_tokens)
-        if inputs.max() > _MOST:
+        if max(inputs) > _MOST:
             return
-        self._age(now)
+        now = self._age(now)
         if self.model is not None:
             seconds = self._judge(self.model.seconds((facts,), prompt_tokens)[0], seconds)
-        self._products += np.multiply.outer(inputs, inputs)
-        self._targets += seconds * inputs
+        self._waiting.append((now, seconds, inputs))
         self.observed += 1
-        if self.observed % _FIT_EVERY == 0:
-            self.model = TtftModel(*(_fit(self._products, self._targets) / _UNITS).tolist())
+        waiting = len(self._waiting)
+        if waiting >= _FIT_EVERY:
+            recent = self._fitted is not None and now - self._fitted < _FIT_SECONDS
+            if not recent or waiting >= _MOST_WAITING:
+                self._fit(now)
+
+    def _fit(self, now: float) -> None:
+        """Take what waits into the sums, each observation with its weight `now`, and solve for the coefficients."""
+        if self._fitted is not None:
+            kept = 0.5 ** ((now - self._fitted) / self._half_life)
+            self._products *= kept
+            self._targets *= kept
+        self._fitted = now
+        times, seconds, inputs = map(np.array, zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        weighted = inputs * (0.5 ** ((now - times) / self._half_life))[:, None]
+        self._products += weighted.T @ inputs
+        self._targets += seconds @ weighted
+        self.model = TtftModel(*(_solve(self._products, self._targets) / _UNITS).tolist())
 
     def _judge(self, predicted: float, seconds: float) -> float:
         """Count the error; `seconds`, or what is left of it when it is an outlier."""
@@ -111,27 +134,26 @@ class TtftPredictor:
         self._judged += 1.0
         return predicted + cut
 
-    def _age(self, now: float) -> None:
+    def _age(self, now: float) -> float:
+        """Let the errors count less; the time that goes on, whatever `now` is."""
         if self._last is not None and now > self._last:
             factor = 0.5 ** ((now - self._last) / self._half_life)
-            self._products *= factor
-            self._targets *= factor
             self._errors *= factor
             self._cut_errors *= factor
             self._judged *= factor
         self._last = now if self._last is None else max(now, self._last)
+        return self._last
 
 
-def _inputs(facts: WorkerFacts, prompt_tokens: int) -> _Floats:
+def _inputs(facts: WorkerFacts, prompt_tokens: int) -> tuple[float, ...]:
     """What the coefficients are multiplied by, in `_UNITS`."""
     own = uncached_tokens(facts, prompt_tokens)
     pairs = own * (prompt_tokens - own / 2)
     held = facts.active_decode_blocks * facts.block_size
-    inputs: _Floats = np.array((1.0, facts.active_prefill_tokens, own, pairs, held), np.float64) / _UNITS
-    return inputs
+    return (1.0, facts.active_prefill_tokens / _PREFILL, own / _PREFILL, pairs / _PAIRS, held / _HELD)
 
 
-def _fit(products: _Floats, targets: _Floats) -> _Floats:
+def _solve(products: _Floats, targets: _Floats) -> _Floats:
     """Least squares with coefficients of at least zero: those that come out negative are left out, one by one."""
     regular = products + _RIDGE * np.eye(len(targets))
     whole = np.zeros(len(targets))

@@ -1,7 +1,8 @@
 """Discovery between the processes of one machine, through a directory: what ``dynamo serve`` uses.
 
-Each process writes its records as lease files and renews them; each watcher looks a few times a second whether anything
-has changed. No server is needed, and a killed process is noticed at the next look.
+Each process writes its records as lease files and renews them. On Linux a watcher sleeps until the kernel tells it of a
+file that came or went, or of a process that ended (`dynamo.runtime.discovery.waiting`), and looks by itself only when a
+lease may be over. Where not all of that can be told, it looks every `poll_seconds`. No server is needed.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import hashlib
 import logging
 
 import zmq
-import zmq.asyncio
 from zmq.utils import z85
 
 from dynamo.errors import CannotConnect, ConfigError
@@ -26,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 #: Key of this plane's address in `InstanceRecord.transports`.
 TRANSPORT = "zmq"
+#: Messages that are handed over before the event loop has its turn again.
+_AT_ONCE = 64
 
 
 class ZmqEventPlane:
@@ -35,8 +36,9 @@ class ZmqEventPlane:
         self._options = options
         self._context = zmq.Context()
         self._publisher: zmq.Socket[bytes] | None = None
-        self._subscriber: zmq.asyncio.Socket | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._subscriber: zmq.Socket[bytes] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Where the subscriber is read."""
         self._handlers: dict[bytes, list[EventHandler]] = {}
         self._peers: dict[str, set[tuple[int, str]]] = {}
         self._keys = _keys(options.secret) if options.secret else None
@@ -76,6 +78,7 @@ class ZmqEventPlane:
         self._handlers.setdefault(topic, []).append(handler)
         socket = self._subscriber or self._open_subscriber()
         socket.setsockopt(zmq.SUBSCRIBE, topic)
+        self._look_again()
 
     def add_peer(self, record: InstanceRecord) -> None:
         """Connect to a publisher, once whatever number of endpoints it serves."""
@@ -99,26 +102,25 @@ class ZmqEventPlane:
             if self._subscriber is not None:
                 with contextlib.suppress(zmq.ZMQError):
                     self._subscriber.disconnect(address)
+                self._look_again()
 
     async def close(self) -> None:
         """Close all sockets."""
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+        if self._subscriber is not None and self._loop is not None:
+            self._loop.remove_reader(self._subscriber.fileno())
         for socket in (self._publisher, self._subscriber):
             if socket is not None:
                 socket.close(linger=0)
-        self._publisher = self._subscriber = None
+        self._publisher = self._subscriber = self._loop = None
         self._context.term()
 
     def _topic(self, subject: str) -> bytes:
         # The zero byte ends the topic: ZeroMQ subscribes by prefix, and `load` must not receive `load2`.
         return f"{self._options.namespace}.{subject}\0".encode()
 
-    def _open_subscriber(self) -> zmq.asyncio.Socket:
+    def _open_subscriber(self) -> zmq.Socket[bytes]:
         options = self._options
-        socket = zmq.asyncio.Context(self._context).socket(zmq.SUB)
+        socket = self._context.socket(zmq.SUB)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.RCVHWM, options.queue_messages)
         socket.setsockopt(zmq.MAXMSGSIZE, options.max_message_bytes)
@@ -131,25 +133,43 @@ class ZmqEventPlane:
         self._subscriber = socket
         for address in self._peers:
             self._connect(socket, address)
-        self._reader = asyncio.get_running_loop().create_task(self._read(socket))
+        # Not by `zmq.asyncio`, whose future costs more for each message than the message does.
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(socket.fileno(), self._read)
         return socket
 
-    def _connect(self, socket: zmq.asyncio.Socket, address: str) -> None:
+    def _connect(self, socket: zmq.Socket[bytes], address: str) -> None:
         try:
             socket.connect(address)
         except zmq.ZMQError as error:
             logger.warning("event plane address %r of a peer is not usable: %s", address, error)
+        self._look_again()
 
-    async def _read(self, socket: zmq.asyncio.Socket) -> None:
-        while True:
-            frames = await socket.recv_multipart()
-            if len(frames) != 2:
-                continue
-            for handler in self._handlers.get(frames[0], ()):
-                try:
-                    handler(frames[1])
-                except Exception:
-                    logger.exception("event handler failed")
+    def _read(self) -> None:
+        """Hand over what has come. The descriptor tells only of what is new, so nothing may be left."""
+        socket = self._subscriber
+        if socket is None:
+            return
+        for _ in range(_AT_ONCE):
+            try:
+                frames = socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            if len(frames) == 2:
+                self._hand_over(*frames)
+        self._look_again()
+
+    def _hand_over(self, topic: bytes, payload: bytes) -> None:
+        for handler in self._handlers.get(topic, ()):
+            try:
+                handler(payload)
+            except Exception:
+                logger.exception("event handler failed")
+
+    def _look_again(self) -> None:
+        # Every call of a socket may take the news of its descriptor, or that of a message, away with it.
+        if self._loop is not None:
+            self._loop.call_soon(self._read)
 
 
 def _keys(secret: bytes) -> tuple[bytes, bytes]:

@@ -77,6 +77,13 @@ class _NotImplementedMethod(InvalidRequest):
     http_status = 501
 
 
+class _UnsupportedEncoding(InvalidRequest):
+    """A body that would have to be unpacked."""
+
+    code = "unsupported_content_encoding"
+    http_status = 415
+
+
 class _ReadTimeout(InvalidRequest):
     """A client that sends too slowly."""
 
@@ -212,6 +219,9 @@ class HttpConnection(asyncio.Protocol):
             # RFC 9112, 3.2.
             raise InvalidRequest("an HTTP/1.1 request needs a 'host' header")
         exchange.path, exchange.query = _path_and_query(self._url)
+        encoding = exchange.headers.get("content-encoding", "identity")
+        if encoding.lower() != "identity":
+            raise _UnsupportedEncoding(f"bodies with content-encoding {encoding!r} are not read; send them as they are")
         length = exchange.headers.get("content-length", "")
         if length.isdigit() and int(length) > self._server.body_limit(exchange.path):
             raise RequestTooLarge(self._too_large(exchange.path))

@@ -45,6 +45,7 @@ class Exchange:
     __slots__ = (
         "_connection",
         "_disconnect",
+        "_head_held",
         "_writable",
         "body",
         "body_stream",
@@ -85,6 +86,7 @@ class Exchange:
         self.responded = False
         self.streaming = False
         self.disconnected = False
+        self._head_held = b""
         self._disconnect: Callable[[], None] | None = None
         self._writable: Callable[[bool], None] | None = None
 
@@ -132,16 +134,16 @@ class Exchange:
         self.respond_json(status, body, extra)
 
     def start(self, status: int, content_type: str, headers: Mapping[str, str] | None = None) -> None:
-        """Begin a chunked response."""
+        """Begin a chunked response. Its head goes out with its first chunk: one system call less for each stream."""
         if self.responded or self.disconnected:
             return
         self.responded = self.streaming = True
-        self._connection.write(self._head(status, content_type, headers) + b"transfer-encoding: chunked\r\n\r\n")
+        self._head_held = self._head(status, content_type, headers) + b"transfer-encoding: chunked\r\n\r\n"
 
     def write(self, data: bytes) -> None:
         """Send one chunk."""
         if not self.disconnected:
-            self._connection.write(b"%x\r\n%b\r\n" % (len(data), data))
+            self._send(b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self, data: bytes = b"") -> None:
         """Send the last chunk and complete the response."""
@@ -149,7 +151,7 @@ class Exchange:
             return
         self.streaming = False
         last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
-        self._connection.write(last)
+        self._send(last)
         self._finish()
 
     def lose(self) -> None:
@@ -165,6 +167,11 @@ class Exchange:
         """The transport's buffer filled up or drained."""
         if self._writable is not None:
             self._writable(writable)
+
+    def _send(self, chunk: bytes) -> None:
+        if self._head_held:
+            chunk, self._head_held = self._head_held + chunk, b""
+        self._connection.write(chunk)
 
     def _finish(self) -> None:
         # They lead back here: what stays in a circle waits for the garbage collector, and a body may be megabytes.

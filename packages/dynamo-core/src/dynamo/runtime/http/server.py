@@ -128,12 +128,14 @@ class HttpServer:
                 return handler
             return _method_not_allowed(sorted(methods))
         path = exchange.path
+        allowed: set[str] = set()
         for pattern_method, prefix, suffix, pattern_handler in self._patterns:
-            fits = path.startswith(prefix) and path.endswith(suffix) and len(path) >= len(prefix) + len(suffix)
-            if fits and pattern_method == method:
-                exchange.params = path[len(prefix) : len(path) - len(suffix)]
-                return pattern_handler
-        return _not_found
+            if path.startswith(prefix) and path.endswith(suffix) and len(path) >= len(prefix) + len(suffix):
+                if pattern_method == method:
+                    exchange.params = path[len(prefix) : len(path) - len(suffix)]
+                    return pattern_handler
+                allowed.add(pattern_method)
+        return _method_not_allowed(sorted(allowed)) if allowed else _not_found
 
 
 def _cannot_listen(host: str, port: int, error: OSError, flag: str) -> CannotConnect:

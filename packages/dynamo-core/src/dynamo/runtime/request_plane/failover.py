@@ -7,10 +7,11 @@ migrate, but no new request.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dynamo.errors import CannotConnect, DynamoError
-from dynamo.protocols.claims import Claim, ClaimingPlane, ClaimingServer
+from dynamo.protocols.claims import Claim, ClaimingPlane, ClaimingServer, CountsClaims
 from dynamo.protocols.context import RequestContext
 from dynamo.protocols.discovery import InstanceRecord
 from dynamo.protocols.planes import (
@@ -65,6 +66,11 @@ class FailoverPlane:
                 return answer
         return None
 
+    @property
+    def claim_outcomes(self) -> Mapping[str, int]:
+        """Of all planes together; see `CountsClaims`."""
+        return _outcomes(self._planes)
+
     async def close(self) -> None:
         """Close every plane."""
         for plane in self._planes:
@@ -102,6 +108,10 @@ class _FailoverServer:
         for server in self._claiming():
             await server.leave()
 
+    @property
+    def claim_outcomes(self) -> Mapping[str, int]:
+        return _outcomes(self._servers)
+
     def _claiming(self) -> list[ClaimingServer]:
         return [server for server in self._servers if isinstance(server, ClaimingServer)]
 
@@ -112,6 +122,14 @@ class _FailoverServer:
     async def close(self) -> None:
         for server in self._servers:
             await server.close()
+
+
+def _outcomes(parts: Iterable[object]) -> Mapping[str, int]:
+    total: Counter[str] = Counter()
+    for part in parts:
+        if isinstance(part, CountsClaims):
+            total.update(part.claim_outcomes)
+    return total
 
 
 class _Attempts:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -79,6 +79,11 @@ class NatsServer(ServerHost):
         """See `ClaimingServer`."""
         await self._group.leave()
 
+    @property
+    def claim_outcomes(self) -> Mapping[str, int]:
+        """See `dynamo.protocols.claims.CountsClaims`."""
+        return self._group.outcomes
+
     def receive(self, message: Msg) -> None:
         """One message to this instance."""
         if not self.channels.receive(message) and not is_status(message) and is_subject(message.reply):
@@ -126,6 +131,11 @@ class NatsRequestPlane(ConnectionPool):
     def claim(self, instances: Sequence[InstanceRecord]) -> asyncio.Future[Claim | None] | None:
         """See `ClaimingPlane`."""
         return self._desk.ask(instances)
+
+    @property
+    def claim_outcomes(self) -> Mapping[str, int]:
+        """See `dynamo.protocols.claims.CountsClaims`."""
+        return self._desk.outcomes
 
     def reaches(self, instance: InstanceRecord) -> bool:
         """Whether `instance` announces a subject, and NATS is not known to be away."""

@@ -17,6 +17,7 @@ import asyncio
 import hashlib
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,8 @@ class ClaimGroup:
         self._secret = secret
         self._draining = draining
         self._joined: dict[str, list[Subscription]] = {}
+        self.outcomes = Counter(claimed=0, declined=0, refused=0)
+        """Asks by what they were answered; refused: no peer's, and not answered."""
 
     async def join(self, record: InstanceRecord, has_room: Callable[[], bool]) -> None:
         """See `dynamo.protocols.claims.ClaimingServer`."""
@@ -88,7 +91,8 @@ class ClaimGroup:
             return subject in self._joined and not self._draining() and has_room()
 
         ranks = max(1, record.card.dp_size) if record.card is not None else 1
-        members = [_Member(self._link, self._secret, WorkerKey(record.id, rank), willing) for rank in range(ranks)]
+        keys = [WorkerKey(record.id, rank) for rank in range(ranks)]
+        members = [_Member(self._link, self._secret, key, willing, self.outcomes) for key in keys]
         self._joined[subject] = subscriptions = [
             self._link.add_subscription(f"{subject}.*", member.receive, _QUEUE) for member in members
         ]
@@ -104,10 +108,13 @@ class ClaimGroup:
 class _Member:
     """One rank in one group."""
 
-    def __init__(self, link: NatsLink, secret: bytes, worker: WorkerKey, willing: Callable[[], bool]) -> None:
+    def __init__(
+        self, link: NatsLink, secret: bytes, worker: WorkerKey, willing: Callable[[], bool], outcomes: Counter[str]
+    ) -> None:
         self._link = link
         self._secret = secret
         self._willing = willing
+        self._outcomes = outcomes
         self._claim = _encode(_Answer(worker.instance_id, worker.dp_rank))
 
     def receive(self, message: Msg) -> None:
@@ -119,8 +126,11 @@ class _Member:
         # Later versions may say more in the data of an ask.
         if opened is None or opened[:2] != (CLAIM, 0):
             logger.debug("ignoring an ask on %s that is no peer's", message.subject)
+            self._outcomes["refused"] += 1
             return
-        self._link.publish(message.reply, envelope.seal(CLAIM, 0, self._claim if self._willing() else _encode({})))
+        willing = self._willing()
+        self._outcomes["claimed" if willing else "declined"] += 1
+        self._link.publish(message.reply, envelope.seal(CLAIM, 0, self._claim if willing else _encode({})))
 
 
 class ClaimDesk:
@@ -134,6 +144,8 @@ class ClaimDesk:
         self._channels = channels
         self._seconds = seconds
         self._paused_until: dict[str, float] = {}
+        self.outcomes = Counter(claimed=0, declined=0, nobody=0, silent=0, lost=0)
+        """Asks by how they ended. Nobody: the group was empty; silent: no answer in time; lost: NATS went away."""
 
     def ask(self, instances: Sequence[InstanceRecord]) -> asyncio.Future[Claim | None] | None:
         """See `dynamo.protocols.claims.ClaimingPlane`."""
@@ -149,7 +161,7 @@ class ClaimDesk:
             return None
         channel = secrets.token_hex(CHANNEL_BYTES)
         envelope = Envelope(self._secret, channel, asking=True)
-        ask = _Ask(envelope, lambda: self._channels.transports.pop(channel, None))
+        ask = _Ask(envelope, lambda: self._channels.transports.pop(channel, None), self.outcomes)
         self._channels.transports[channel] = ask
         timer = loop.call_later(self._seconds, self._silent, subject, ask)
         ask.answer.add_done_callback(lambda _: timer.cancel())
@@ -159,15 +171,16 @@ class ClaimDesk:
     def _silent(self, subject: str, ask: _Ask) -> None:
         logger.debug("nobody claimed a request on %s within %g s", subject, self._seconds)
         self._paused_until[subject] = asyncio.get_running_loop().time() + _PAUSE_SECONDS
-        ask.end(None)
+        ask.end("silent")
 
 
 class _Ask:
     """Implements `dynamo.runtime.request_plane.nats_transport.Channel` for one ask."""
 
-    def __init__(self, envelope: Envelope, forget: Callable[[], object]) -> None:
+    def __init__(self, envelope: Envelope, forget: Callable[[], object], outcomes: Counter[str]) -> None:
         self._envelope = envelope
         self._forget = forget
+        self._outcomes = outcomes
         self.answer: asyncio.Future[Claim | None] = asyncio.get_running_loop().create_future()
 
     def receive(self, message: bytes) -> None:
@@ -179,22 +192,25 @@ class _Ask:
             answer = _decode(opened[2])
         except msgspec.MsgspecError:
             answer = _Answer()
-        worker = WorkerKey(InstanceId(answer.instance_id), answer.dp_rank) if answer.instance_id is not None else None
-        self.end(None if worker is None else Claim(worker, _PLANE))
+        if answer.instance_id is None:
+            self.end("declined")
+        else:
+            self.end("claimed", Claim(WorkerKey(InstanceId(answer.instance_id), answer.dp_rank), _PLANE))
 
     def nobody_listens(self) -> None:
         """The group is empty."""
-        self.end(None)
+        self.end("nobody")
 
     def fail(self, error: TransportError) -> None:  # noqa: ARG002
         """NATS is away."""
-        self.end(None)
+        self.end("lost")
 
     def press(self, high: bool) -> None:
         """Nothing more is written."""
 
-    def end(self, claim: Claim | None) -> None:
+    def end(self, outcome: str, claim: Claim | None = None) -> None:
         """The ask is over."""
         self._forget()
         if not self.answer.done():
+            self._outcomes[outcome] += 1
             self.answer.set_result(claim)
