@@ -237,6 +237,11 @@ def test_wrong_url(url):
         base_url(url)
 
 
+def heed_ctrl_c():
+    """In a child: a shell starts what runs in its background deaf to Ctrl-C, and so would this one be."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """``dynamo chat`` on a pseudo-terminal."""
 
@@ -246,6 +251,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dynamo.cli", "chat", *arguments],
             stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env={**os.environ, "TERM": "dumb"},
+            preexec_fn=heed_ctrl_c,
         )  # fmt: skip
         os.close(slave)
 
@@ -322,7 +328,7 @@ def test_ctrl_c_of_one_question_exits_quietly(server):
     server.hang = True
     with subprocess.Popen(
         [sys.executable, "-m", "dynamo.cli", "chat", "--url", server.url, "hi"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c,
     ) as process:  # fmt: skip
         assert process.stdout.read(2) == "Os"
         process.send_signal(signal.SIGINT)
