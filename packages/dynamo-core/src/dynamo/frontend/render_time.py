@@ -1,7 +1,7 @@
 """How long a model's chat template takes for long texts: learned, so that quick ones need no thread.
 
-A thread costs 0.2 ms of CPU, more than most templates need to put a text of a megabyte in its place. One
-`RenderTime` belongs to each served model; `dynamo.frontend.prompts` asks it and tells it.
+The way to a thread and back is system calls and switches, for what may be one copy of the text. One `RenderTime` belongs
+to each served model; `dynamo.frontend.prompts` asks it and tells it.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ __all__ = ["TtftModel", "TtftPredictor"]
 
 _Floats: TypeAlias = "npt.NDArray[np.float64]"
 
-#: Observations before a fit, which takes some 60 us; of more of them within `_FIT_SECONDS` one is made.
+#: Observations before a fit, which takes longer than all of them; of more of them within `_FIT_SECONDS` one is made.
 _FIT_EVERY = 8
 _FIT_SECONDS = 1.0
 _MOST_WAITING = 64
