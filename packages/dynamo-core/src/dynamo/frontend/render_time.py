@@ -1,7 +1,7 @@
 """How long a model's chat template takes for long texts: learned, so that quick ones need no thread.
 
-The way to a thread and back is system calls and switches, for what may be one copy of the text. One `RenderTime` belongs
-to each served model; `dynamo.frontend.prompts` asks it and tells it.
+The way to a thread and back is system calls and switches, for what may be one copy of the text. Each served model has
+one `RenderTime`, which `dynamo.frontend.prompts` asks and tells.
 """
 
 from __future__ import annotations
